@@ -1,0 +1,227 @@
+"""The settings of one process: built once from the environment and `ramole.toml`, then passed on.
+
+The environment wins over `<home>/ramole.toml`. Unknown names and bad values raise ConfigError
+with the value, the limit and the variable to set. Secrets stay out of `repr`.
+"""
+
+import hashlib
+import os
+import tempfile
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit, urlunsplit
+
+from ramole_core.errors import ConfigError
+
+PREFIX: Final = "RAMOLE_"
+MAX_SOCKET_PATH_BYTES: Final = 100
+
+
+def _text(value: str) -> str:
+    return value
+
+
+def _list(value: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+def _one_of(*words: str) -> Callable[[str], str]:
+    def read(value: str) -> str:
+        if value not in words:
+            raise ValueError(f"one of {', '.join(words)}")
+        return value
+
+    return read
+
+
+def _number(kind: type[int] | type[float], low: float, high: float) -> Callable[[str], float]:
+    def read(value: str) -> float:
+        try:
+            number = kind(value)
+        except ValueError:
+            number = kind(0)
+            low_high_ok = False
+        else:
+            low_high_ok = low <= number <= high
+        if not low_high_ok:
+            raise ValueError(f"a number from {low} to {high}")
+        return number
+
+    return read
+
+
+def _setting(default: Any, read: Callable[[str], Any], doc: str, secret: bool = False) -> Any:
+    return field(default=default, repr=not secret, metadata={"read": read, "doc": doc})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every setting; the README's table is checked against this class."""
+
+    home: Path = field(
+        default=Path(".ramole"),
+        metadata={"read": Path, "doc": "data folder: embedded broker and store, caches, logs"},
+    )
+    broker_url: str = _setting(
+        "", _text, "redis://, rediss:// or unix:// URL; empty: the embedded broker under the home"
+    )
+    store_url: str = _setting(
+        "", _text, "a directory, or s3://bucket/prefix?endpoint=https://host; empty: under the home"
+    )
+    store_access_key: str = _setting("", _text, "S3 access key", secret=True)
+    store_secret_key: str = _setting("", _text, "S3 secret key", secret=True)
+    store_region: str = _setting("us-east-1", _text, "S3 region")
+    store_ca_file: str = _setting("", _text, "PEM file of the CA that signed the S3 certificate")
+    broker_ca_file: str = _setting("", _text, "PEM file of the CA that signed Redis' certificate")
+    model: str = _setting("", _text, "base model: a folder or a hub id; empty: the built-in zoo")
+    model_aliases: tuple[str, ...] = _setting(
+        (), _list, "other names (comma separated) that adapters may give for the base model"
+    )
+    encoder: str = _setting(
+        "all-MiniLM-L6-v2", _text, "sentence encoder: the packaged one, a folder, or a hub id"
+    )
+    encoder_prefix: str = _setting(
+        "", _text, "instruction put before every text that is embedded (for instructed encoders)"
+    )
+    device: str = _setting("auto", _text, "auto, cpu, cuda, cuda:1 …")
+    dtype: str = _setting(
+        "auto", _one_of("auto", "float32", "bfloat16", "float16"), "number format of the model"
+    )
+    batch_size: int = _setting(32, _number(int, 1, 4096), "prompts decoded together at most")
+    max_batch_tokens: int = _setting(
+        65536, _number(int, 256, 1 << 30), "prompt and answer tokens of one batch at most"
+    )
+    batch_interval_seconds: float = _setting(
+        0.01, _number(float, 0, 10), "how long a free engine waits for more prompts"
+    )
+    bank_size: int = _setting(64, _number(int, 1, 65536), "adapters on the device at most")
+    torch_threads: int = _setting(
+        0, _number(int, 0, 1024), "CPU threads of the engine; 0: one per core"
+    )
+    concurrency: int = _setting(32, _number(int, 4, 1024), "task threads of a worker process")
+    shards_in_flight: int = _setting(
+        8, _number(int, 1, 512), "shards per worker that the dispatcher keeps in the queue"
+    )
+    max_attempts: int = _setting(
+        3, _number(int, 1, 100), "times a shard may be begun before its prompts fail"
+    )
+    lease_seconds: float = _setting(
+        8.0, _number(float, 1, 3600), "a shard is taken from a worker silent for this long"
+    )
+    reaper_seconds: float = _setting(
+        3.0, _number(float, 0.1, 600), "how often lost shards are looked for"
+    )
+    registry_seconds: float = _setting(
+        2.0, _number(float, 0.1, 600), "how often a worker looks for new adapters"
+    )
+    max_adapter_bytes: int = _setting(
+        1 << 30, _number(int, 1024, 1 << 40), "largest adapter file accepted"
+    )
+    max_adapter_rank: int = _setting(256, _number(int, 1, 4096), "largest LoRA rank accepted")
+    log_level: str = _setting(
+        "info", _one_of("debug", "info", "warning", "error"), "what is logged at least"
+    )
+
+    @classmethod
+    def load(cls, env: Mapping[str, str] | None = None, **overrides: Any) -> "Settings":
+        """Reads environment and `<home>/ramole.toml`; `overrides` (already typed) win over both."""
+        env = os.environ if env is None else env
+        known = {f.name: f for f in fields(cls)}
+        given = {k: v for k, v in env.items() if k.startswith(PREFIX) and v != ""}
+        values: dict[str, Any] = {}
+        home = Path(overrides.get("home") or given.get(PREFIX + "HOME") or known["home"].default)
+        for name, text in _read_toml(home / "ramole.toml").items():
+            values[name] = _read_value(known, name, text, f"{home / 'ramole.toml'}: {name}")
+        for variable, text in given.items():
+            if variable.startswith(PREFIX + "TEST_"):
+                continue
+            name = variable.removeprefix(PREFIX).lower()
+            values[name] = _read_value(known, name, text, variable)
+        values |= {name: value for name, value in overrides.items() if value is not None}
+        values["home"] = home.absolute()
+        return cls(**values)
+
+    @property
+    def embedded_broker(self) -> bool:
+        """True when `ramole up` is to start the broker itself."""
+        return not self.broker_url
+
+    @property
+    def socket_path(self) -> Path:
+        """The embedded broker's unix socket: in the home, or in a short private folder."""
+        path = self.home / "broker.sock"
+        if len(os.fsencode(path)) <= MAX_SOCKET_PATH_BYTES:
+            return path
+        digest = hashlib.sha256(os.fsencode(self.home)).hexdigest()[:16]
+        return Path(tempfile.gettempdir()) / f"ramole-{os.getuid()}-{digest}" / "broker.sock"
+
+    @property
+    def redis_url(self) -> str:
+        """The broker's URL as redis-py takes it (may hold a password: do not print)."""
+        return self.broker_url or f"unix://{self.socket_path}"
+
+    @property
+    def celery_url(self) -> str:
+        """The broker's URL as kombu takes it (may hold a password: do not print)."""
+        if self.redis_url.startswith("unix://"):
+            return "redis+socket://" + self.redis_url.removeprefix("unix://").replace(
+                "?db=", "?virtual_host="
+            )
+        return self.redis_url
+
+    @property
+    def store_location(self) -> str:
+        """The store's URL or folder, never empty."""
+        return self.store_url or str(self.home / "store")
+
+
+def redacted(url: str) -> str:
+    """`url` without user and password, for messages and logs."""
+    parts = urlsplit(url)
+    if "@" not in parts.netloc:
+        return url
+    return urlunsplit(parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]))
+
+
+def _read_toml(path: Path) -> dict[str, str]:
+    try:
+        with path.open("rb") as file:
+            table = tomllib.load(file)
+    except FileNotFoundError:
+        return {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as e:
+        raise ConfigError(f"{path}: not a readable TOML file: {e}") from e
+    return {
+        name: ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        for name, value in table.items()
+    }
+
+
+def _read_value(known: Mapping[str, Any], name: str, text: str, where: str) -> Any:
+    if name not in known or (name == "home" and not where.startswith(PREFIX)):
+        raise ConfigError(
+            f"{where}: no such setting; known: " + ", ".join(PREFIX + n.upper() for n in known)
+        )
+    try:
+        return known[name].metadata["read"](text)
+    except ValueError as e:
+        raise ConfigError(f"{where}={text[:80]!r}: must be {e}") from e
+
+
+def describe() -> list[tuple[str, str, str]]:
+    """(variable, default, meaning) of every setting, for `--help` and the README's table."""
+    return [
+        (
+            PREFIX + f.name.upper(),
+            "" if f.default is MISSING else _shown(f.default),
+            str(f.metadata["doc"]),
+        )
+        for f in fields(Settings)
+    ]
+
+
+def _shown(default: Any) -> str:
+    return ",".join(default) if isinstance(default, tuple) else str(default)

@@ -1,0 +1,182 @@
+"""A directory as object store: the embedded twin of an S3 bucket.
+
+`create` writes a temporary file, syncs it and hard-links it to its name: link fails when the name
+exists, so exactly one of many writers wins with whole content. `put` renames over the old file.
+Cut in the middle, either leaves only a file under `.tmp/`, which no listing shows.
+"""
+
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from ramole_core.errors import ConfigError, NotFoundError, StoreUnavailableError
+from ramole_core.store.base import ObjectInfo, checked_key
+
+_TMP: Final = ".tmp"
+_PLACE_ATTEMPTS: Final = 5
+
+
+class DirectoryStore:
+    """ObjectStore over the files of one directory, made at the first write."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    @classmethod
+    def from_location(cls, location: str) -> "DirectoryStore":
+        """`location` is a path or a file:// URL."""
+        if "://" in location and not location.startswith("file://"):
+            raise ConfigError(
+                f"RAMOLE_STORE_URL={location.split('://')[0]}://…: use a directory or s3://bucket"
+            )
+        return cls(Path(location.removeprefix("file://")).absolute())
+
+    def check(self) -> None:
+        """See ObjectStore."""
+        with self._translated("."):
+            self._root.mkdir(parents=True, exist_ok=True)
+
+    def get(self, key: str) -> bytes:
+        """See ObjectStore."""
+        with self._translated(key):
+            return self._path(key).read_bytes()
+
+    def put(self, key: str, data: bytes) -> None:
+        """See ObjectStore."""
+        with self._translated(key):
+            self._placed(self._written(data), key, os.replace)
+
+    def create(self, key: str, data: bytes) -> bool:
+        """See ObjectStore."""
+        with self._translated(key):
+            temporary = self._written(data)
+            try:
+                self._placed(temporary, key, os.link)
+            except FileExistsError:
+                return self._path(key).read_bytes() == data
+            finally:
+                temporary.unlink()
+            return True
+
+    def exists(self, key: str) -> bool:
+        """See ObjectStore."""
+        with self._translated(key):
+            return self._path(key).is_file()
+
+    def entries(self, prefix: str) -> Iterator[ObjectInfo]:
+        """See ObjectStore."""
+        with self._translated(prefix):
+            folder = self._root / prefix if prefix.endswith("/") else (self._root / prefix).parent
+            yield from (info for info in self._walk(folder) if info.key.startswith(prefix))
+
+    def children(self, prefix: str) -> list[str]:
+        """See ObjectStore."""
+        with self._translated(prefix):
+            folder = self._root / checked_key(prefix.rstrip("/"))
+            if not folder.is_dir():
+                return []
+            return sorted(entry.name for entry in os.scandir(folder))
+
+    def delete(self, key: str) -> None:
+        """See ObjectStore."""
+        with self._translated(key):
+            path = self._path(key)
+            path.unlink(missing_ok=True)
+            self._prune(path.parent)
+
+    def upload(self, path: Path, key: str) -> None:
+        """See ObjectStore."""
+        with self._translated(key):
+            temporary = self._temporary()
+            shutil.copyfile(path, temporary)
+            self._placed(temporary, key, os.replace)
+
+    def download(self, key: str, path: Path) -> None:
+        """See ObjectStore."""
+        with self._translated(key):
+            temporary = path.with_name(f"{path.name}.{secrets.token_hex(6)}.part")
+            shutil.copyfile(self._path(key), temporary)
+            os.replace(temporary, path)
+
+    def _path(self, key: str) -> Path:
+        return self._root / checked_key(key)
+
+    def _placed(self, temporary: Path, key: str, place: Callable[[Path, Path], None]) -> None:
+        """Puts a finished file under its name; a delete may prune the folder in between."""
+        path = self._path(key)
+        for attempt in range(_PLACE_ATTEMPTS):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                place(temporary, path)
+                break
+            except FileNotFoundError:
+                if attempt == _PLACE_ATTEMPTS - 1:
+                    raise
+        _sync_directory(path.parent)
+
+    def _temporary(self) -> Path:
+        folder = self._root / _TMP
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / secrets.token_hex(12)
+
+    def _written(self, data: bytes) -> Path:
+        path = self._temporary()
+        with path.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        return path
+
+    def _walk(self, folder: Path) -> Iterator[ObjectInfo]:
+        try:
+            entries = sorted(os.scandir(folder), key=_key_order)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                if entry.name != _TMP:
+                    yield from self._walk(Path(entry.path))
+                continue
+            try:
+                stat = entry.stat()
+            except FileNotFoundError:
+                continue
+            key = Path(entry.path).relative_to(self._root).as_posix()
+            yield ObjectInfo(key, stat.st_size, stat.st_mtime)
+
+    def _prune(self, folder: Path) -> None:
+        """Removes folders that a delete left empty, so that `children` shows no ghosts."""
+        while folder != self._root:
+            try:
+                folder.rmdir()
+            except OSError:
+                return
+            folder = folder.parent
+
+    @contextmanager
+    def _translated(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as e:
+            raise NotFoundError(f"{key} is not in the store {self._root}") from e
+        except OSError as e:
+            raise StoreUnavailableError(
+                f"store {self._root} (RAMOLE_STORE_URL): {e.strerror or e} at {key}"
+            ) from e
+
+
+def _key_order(entry: "os.DirEntry[str]") -> str:
+    """Sorts a folder where S3 would: its keys go on with '/'."""
+    return entry.name + "/" if entry.is_dir(follow_symlinks=False) else entry.name
+
+
+def _sync_directory(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
