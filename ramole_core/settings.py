@@ -132,7 +132,7 @@ class Settings:
         known = {f.name: f for f in fields(cls)}
         given = {k: v for k, v in env.items() if k.startswith(PREFIX) and v != ""}
         values: dict[str, Any] = {}
-        home = Path(overrides.get("home") or given.get(PREFIX + "HOME") or known["home"].default)
+        home = Path(overrides.get("home") or given.get(PREFIX + "HOME") or cls.home)
         for name, text in _read_toml(home / "ramole.toml").items():
             values[name] = _read_value(known, name, text, f"{home / 'ramole.toml'}: {name}")
         for variable, text in given.items():
