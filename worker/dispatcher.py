@@ -1,0 +1,59 @@
+"""Keeps a bounded number of shards in the queue, round-robin over the jobs of each priority.
+
+A job of a million prompts so starves nobody, and a wiped queue loses little. Any worker may fill
+at any time: taking the next shard is one atomic step, and one that is taken but not sent is found
+overdue and sent again.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from ramole_core import messages
+from worker.ledger import Ledger, ShardRef
+
+ALIVE_SECONDS: Final = 15.0
+MESSAGE_GRACE_SECONDS: Final = 10.0
+
+Send = Callable[..., Any]  # Celery's app.send_task
+
+
+class Dispatcher:
+    """Sends shards into the queue."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        send: Send,
+        shards_per_worker: int,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._ledger = ledger
+        self._send = send
+        self._per_worker = shards_per_worker
+        self._now = now
+
+    def fill(self) -> int:
+        """Enqueues shards up to the bound; returns how many."""
+        limit = self._per_worker * self._ledger.num_workers(self._now() - ALIVE_SECONDS)
+        count = 0
+        while (found := self._ledger.next_shard(limit)) is not None:
+            ref, priority = found
+            self._enqueue(ref, messages.PRIORITY[priority])
+            count += 1
+        return count
+
+    def send_overdue(self) -> list[ShardRef]:
+        """Enqueues again what was lost with a worker or with its message."""
+        overdue = self._ledger.overdue(self._ledger.num_queued(), MESSAGE_GRACE_SECONDS)
+        for ref in overdue:
+            self._enqueue(ref, messages.PRIORITY[self._ledger.priority(ref.job_id)])
+        return overdue
+
+    def _enqueue(self, ref: ShardRef, priority: int) -> None:
+        self._send(
+            messages.RUN_SHARD,
+            args=[ref.job_id, ref.shard],
+            queue=messages.SHARD_QUEUE,
+            priority=priority,
+        )

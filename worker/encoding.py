@@ -1,0 +1,82 @@
+"""The encoder service: one thread embeds the texts of all shards, uploads and searches together.
+
+Callers block on a Future; texts that arrive while a batch is embedded are joined into the next.
+A text that makes the encoder fail fails only the call it came with.
+"""
+
+import queue
+import threading
+from concurrent.futures import Future
+from typing import Final
+
+import numpy as np
+
+from ramole_core.errors import PromptError, RamoleError
+from ramole_core.retrieval.encoder import Encoder, Vectors
+
+MAX_TEXTS: Final = 256
+
+
+class EncoderService:
+    """Thread-safe `encode` over one Encoder."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self._queue: queue.Queue[tuple[list[str], Future[Vectors]] | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._run, name="encoder", daemon=True)
+        self.version = encoder.version
+        self.width = encoder.width
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread; calls still waiting fail."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def encode(self, texts: list[str]) -> Vectors:
+        """(N, D) unit vectors. Blocks. Raises RamoleError when the encoder fails on them."""
+        if not texts:
+            return np.zeros((0, self.width), np.float32)
+        future: Future[Vectors] = Future()
+        self._queue.put((texts, future))
+        return future.result()
+
+    def _run(self) -> None:
+        while (first := self._queue.get()) is not None:
+            calls = [first]
+            while sum(len(texts) for texts, _ in calls) < MAX_TEXTS:
+                try:
+                    call = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+                if call is None:
+                    self._queue.put(None)
+                    break
+                calls.append(call)
+            self._answer(calls)
+        self._fail_waiting()
+
+    def _answer(self, calls: list[tuple[list[str], "Future[Vectors]"]]) -> None:
+        try:
+            vectors = self._encoder.encode([text for texts, _ in calls for text in texts])
+        except Exception as e:  # whatever a model raises must not end the service
+            if len(calls) > 1:
+                for call in calls:
+                    self._answer([call])
+                return
+            message = f"the encoder failed: {type(e).__name__}: {str(e)[:200]}"
+            calls[0][1].set_exception(PromptError("encoder_failed", message))
+            return
+        start = 0
+        for texts, future in calls:
+            future.set_result(vectors[start : start + len(texts)])
+            start += len(texts)
+
+    def _fail_waiting(self) -> None:
+        while not self._queue.empty():
+            call = self._queue.get_nowait()
+            if call is not None:
+                call[1].set_exception(RamoleError("the worker is stopping"))

@@ -1,0 +1,203 @@
+"""The ledger: who works on which shard, in Redis. A cache of the store, rebuilt from it at will.
+
+Every transition is one Lua script (ledger.lua), so two workers never both own a shard, an attempt
+is counted before the work, and a lease that ran out is taken back. Nothing here decides what is
+true: an output in the store is done whatever the ledger says. See OPERATIONS: claims with fences.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any, Final
+
+from redis import Redis
+
+from ramole_core import messages
+from ramole_core.jobs import Priority
+
+_P: Final = messages.KEY_PREFIX
+KNOWN: Final = f"{_P}known"
+DISPATCHED: Final = f"{_P}dispatched"
+RUNNING: Final = f"{_P}running"
+OWNERS: Final = f"{_P}owners"
+FINALISING: Final = f"{_P}finalising"
+CANCELLED: Final = f"{_P}cancelled"
+REAPER_LOCK: Final = f"{_P}lock:reaper"
+_SCRIPT_KEYS: Final = [KNOWN, DISPATCHED, RUNNING, OWNERS, FINALISING]
+CANCELLED_TTL_SECONDS: Final = 24 * 3600
+RPUSH_CHUNK: Final = 1000
+
+
+@dataclass(frozen=True)
+class ShardRef:
+    """One shard of one job."""
+
+    job_id: str
+    shard: str
+
+    @property
+    def member(self) -> str:
+        """How sorted sets and hashes name it."""
+        return f"{self.job_id}/{self.shard}"
+
+    @classmethod
+    def from_member(cls, member: str) -> "ShardRef":
+        """The inverse of `member`."""
+        job_id, _, shard = member.partition("/")
+        return cls(job_id, shard)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A shard that this worker owns until its lease runs out. `token` is the fence."""
+
+    ref: ShardRef
+    attempt: int
+    token: str
+    exhausted: bool  # begun too often: its prompts are to fail
+
+
+class Ledger:
+    """The ledger's operations. Raises redis.RedisError when Redis is out of reach."""
+
+    def __init__(self, redis: "Redis[str]", worker: str, lease_seconds: float) -> None:
+        self._redis = redis
+        self._worker = worker
+        self._lease_ms = int(lease_seconds * 1000)
+        source = files("worker").joinpath("ledger.lua").read_text()
+        self._script = redis.register_script(source)
+
+    def adopt(
+        self,
+        job_id: str,
+        priority: Priority,
+        num_shards: int,
+        pending: Sequence[str],
+        done: Iterable[str],
+        attempts: dict[str, int],
+    ) -> bool:
+        """Takes a job in, from what the store says. False when it is known already."""
+        with self._redis.lock(f"{_P}lock:adopt:{job_id}", timeout=60):
+            if self._redis.sismember(KNOWN, job_id):
+                return False
+            with self._redis.pipeline(transaction=True) as pipe:
+                for part in ("pending", "done", "attempts"):
+                    pipe.delete(_job_key(job_id, part))
+                for start in range(0, len(pending), RPUSH_CHUNK):
+                    pipe.rpush(_job_key(job_id, "pending"), *pending[start : start + RPUSH_CHUNK])
+                if ready := list(done):
+                    pipe.sadd(_job_key(job_id, "done"), *ready)
+                if attempts:
+                    pipe.hset(_job_key(job_id, "attempts"), mapping={**attempts})
+                pipe.hset(
+                    _job_key(job_id, "job"),
+                    mapping={"num_shards": num_shards, "priority": priority},
+                )
+                pipe.sadd(KNOWN, job_id)
+                pipe.rpush(f"{_P}ring:{priority}", job_id)
+                if not pending:
+                    pipe.sadd(FINALISING, job_id)
+                pipe.execute()
+        return True
+
+    def claim(self, ref: ShardRef, max_attempts: int) -> Claim | str:
+        """A claim; or why not: `unknown` (adopt the job first), `done`, `busy`."""
+        verdict, attempt = self._run(
+            "claim", ref.job_id, ref.shard, self._worker, self._lease_ms, max_attempts
+        )
+        if verdict not in ("run", "exhausted"):
+            return str(verdict)
+        return Claim(ref, attempt, f"{self._worker}:{attempt}", verdict == "exhausted")
+
+    def renew(self, claims: Sequence[Claim]) -> list[ShardRef]:
+        """Extends the leases; returns the shards that are no longer ours."""
+        if not claims:
+            return []
+        pairs = [part for claim in claims for part in (claim.ref.member, claim.token)]
+        return [ShardRef.from_member(m) for m in self._run("renew", self._lease_ms, *pairs)]
+
+    def release(self, claim: Claim) -> bool:
+        """Gives a shard and its attempt back (drain)."""
+        ref = claim.ref
+        return bool(self._run("release", ref.job_id, ref.shard, claim.token))
+
+    def finish(self, ref: ShardRef, num_ok: int, num_failed: int) -> bool:
+        """Marks a shard whose output lies in the store. True when the whole job is done."""
+        self._redis.hset(messages.progress(ref.job_id), ref.shard, f"done {num_ok} {num_failed}")
+        return bool(self._run("finish", ref.job_id, ref.shard))
+
+    def report(self, ref: ShardRef, num_answered: int, num_failed: int) -> None:
+        """How far a running shard is, for progress bars only."""
+        self._redis.hset(
+            messages.progress(ref.job_id), ref.shard, f"run {num_answered} {num_failed}"
+        )
+
+    def next_shard(self, base_limit: int) -> tuple[ShardRef, Priority] | None:
+        """The next shard to enqueue, round-robin over the jobs of the highest priority."""
+        found = self._run("next", base_limit)
+        return None if found is None else (ShardRef(found[0], found[1]), found[2])
+
+    def priority(self, job_id: str) -> Priority:
+        """The job's priority; normal when the ledger has forgotten it."""
+        value = self._redis.hget(_job_key(job_id, "job"), "priority")
+        return value if value in ("low", "high") else "normal"  # type: ignore[return-value]
+
+    def overdue(self, num_queued: int, grace_seconds: float) -> list[ShardRef]:
+        """Shards to enqueue again: their lease ran out, or their message is lost."""
+        members = self._run("overdue", num_queued, int(grace_seconds * 1000))
+        return [ShardRef.from_member(m) for m in members]
+
+    def cancel(self, job_id: str) -> None:
+        """Forgets the job and tells the workers that hold its shards to let go."""
+        self._redis.set(f"{CANCELLED}:{job_id}", 1, ex=CANCELLED_TTL_SECONDS)
+        self._run("forget", job_id)
+
+    def is_cancelled(self, job_id: str) -> bool:
+        """True when `cancel` was called for the job within the last day."""
+        return bool(self._redis.exists(f"{CANCELLED}:{job_id}"))
+
+    def forget(self, job_id: str) -> None:
+        """Drops everything known of an ended job."""
+        self._run("forget", job_id)
+
+    def known(self, job_ids: Sequence[str]) -> list[bool]:
+        """For each job whether the ledger has it."""
+        return [bool(x) for x in self._redis.smismember(KNOWN, list(job_ids))] if job_ids else []
+
+    def finalising(self) -> list[str]:
+        """Jobs with all shards done whose final record may still be missing."""
+        return sorted(self._redis.smembers(FINALISING))
+
+    def progress(self, job_id: str) -> dict[str, str]:
+        """Shard -> `done OK FAILED` or `run ANSWERED FAILED`."""
+        return dict(self._redis.hgetall(messages.progress(job_id)))
+
+    def heartbeat(self, now_seconds: float) -> None:
+        """Says that this worker lives; forgets workers silent for an hour."""
+        self._redis.zadd(messages.WORKERS, {self._worker: now_seconds})
+        self._redis.zremrangebyscore(messages.WORKERS, "-inf", now_seconds - 3600)
+
+    def num_workers(self, since_seconds: float) -> int:
+        """Workers heard of since then, at least this one."""
+        return max(1, int(self._redis.zcount(messages.WORKERS, since_seconds, "+inf")))
+
+    def leave(self) -> None:
+        """Takes this worker off the list (a clean stop)."""
+        self._redis.zrem(messages.WORKERS, self._worker)
+
+    def num_queued(self) -> int:
+        """Messages waiting in the shard queue's lists, one list per priority step."""
+        prefix = f"{_P}celery:{messages.SHARD_QUEUE}"
+        names = [prefix] + [f"{prefix}\x06\x16{step}" for step in messages.PRIORITY_STEPS if step]
+        return sum(int(self._redis.llen(name)) for name in names)
+
+    def try_lock(self, name: str, seconds: float) -> bool:
+        """Takes a lock that nobody frees: it runs out by itself."""
+        return bool(self._redis.set(name, self._worker, nx=True, px=int(seconds * 1000)))
+
+    def _run(self, operation: str, *arguments: Any) -> Any:
+        return self._script(keys=_SCRIPT_KEYS, args=[operation, *arguments])
+
+
+def _job_key(job_id: str, part: str) -> str:
+    return f"{_P}job:{job_id}:{part}"

@@ -1,0 +1,106 @@
+"""From prompts to engine requests: which experts answer each prompt, and how they are mixed."""
+
+import hashlib
+from dataclasses import dataclass
+
+from ramole_core.adapters.registry import Registry
+from ramole_core.engine.request import Expert, GenerationRequest
+from ramole_core.errors import NotFoundError, PromptError
+from ramole_core.jobs import Manifest, PromptOptions, PromptRequest
+from ramole_core.retrieval.index import Match
+from ramole_core.retrieval.retriever import Query, Retriever
+
+
+@dataclass(frozen=True)
+class Routed:
+    """One prompt with its engine request, or the error that keeps it from having one."""
+
+    prompt: PromptRequest
+    request: GenerationRequest | None
+    error: PromptError | None = None
+
+
+def route(
+    prompts: list[PromptRequest], manifest: Manifest, retriever: Retriever, registry: Registry
+) -> list[Routed]:
+    """Retrieves for all prompts at once; a prompt that cannot be routed carries its error."""
+    options = [prompt.options_over(manifest.options) for prompt in prompts]
+    asking = [i for i, p in enumerate(prompts) if p.error is None and options[i].adapters is None]
+    found = retriever.search([_query(prompts[i], options[i], manifest) for i in asking])
+    matches = dict(zip(asking, found, strict=True))
+    return [
+        _routed(prompt, options[i], manifest, matches.get(i), registry)
+        for i, prompt in enumerate(prompts)
+    ]
+
+
+def seed_of(job_id: str, index: int) -> int:
+    """The seed of a prompt that names none: the same for every run of the job."""
+    digest = hashlib.sha256(f"{job_id}:{index}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _query(prompt: PromptRequest, options: PromptOptions, manifest: Manifest) -> Query:
+    return Query(
+        text=prompt.query(),
+        k=options.k,
+        allow=options.allow_adapters,
+        exclude=options.exclude_adapters,
+        position=manifest.pins.registry,
+    )
+
+
+def _routed(
+    prompt: PromptRequest,
+    options: PromptOptions,
+    manifest: Manifest,
+    matches: list[Match] | None,
+    registry: Registry,
+) -> Routed:
+    if prompt.error is not None:
+        return Routed(prompt, None, PromptError(prompt.error.code, prompt.error.message))
+    try:
+        experts = (
+            _explicit(options, manifest, registry)
+            if matches is None
+            else _retrieved(options, matches)
+        )
+    except (PromptError, NotFoundError) as e:
+        return Routed(prompt, None, PromptError(e.code, str(e)))
+    seed = options.seed if options.seed is not None else seed_of(manifest.job_id, prompt.index)
+    request = GenerationRequest(
+        prompt=prompt.prompt,
+        messages=None
+        if prompt.messages is None
+        else tuple((m.role, m.content) for m in prompt.messages),
+        experts=experts,
+        gate=options.gate if matches is not None else "weights",
+        router=manifest.pins.router,
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        seed=seed,
+        stop=options.stop,
+        on_too_long=options.on_too_long,
+    )
+    return Routed(prompt, request)
+
+
+def _explicit(options: PromptOptions, manifest: Manifest, registry: Registry) -> tuple[Expert, ...]:
+    chosen = options.adapters or ()
+    refs = [registry.resolve(c.name, c.version, manifest.pins.registry) for c in chosen]
+    return tuple(Expert(ref, weight=c.weight) for ref, c in zip(refs, chosen, strict=True))
+
+
+def _retrieved(options: PromptOptions, matches: list[Match]) -> tuple[Expert, ...]:
+    floor = options.min_similarity
+    kept = [m for m in matches if floor is None or m.similarity >= floor]
+    if not kept and options.on_no_adapter == "fail":
+        best = f"; the best has {matches[0].similarity:.3f}" if matches else ""
+        raise PromptError(
+            "no_adapter",
+            f"no adapter reaches min_similarity {floor}{best}"
+            if matches
+            else "no adapter may answer this prompt",
+        )
+    return tuple(Expert(m.ref, similarity=m.similarity) for m in kept)
