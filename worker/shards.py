@@ -15,7 +15,7 @@ from ramole_core import keys
 from ramole_core.adapters.registry import Registry
 from ramole_core.engine.engine import Engine
 from ramole_core.engine.request import Generation, GenerationRequest
-from ramole_core.errors import ConflictError, PromptError, RamoleError
+from ramole_core.errors import ConflictError, PromptError, RamoleError, UnavailableError
 from ramole_core.jobs import (
     AdapterUse,
     ErrorRecord,
@@ -55,7 +55,6 @@ class ShardRunner:
         registry: Registry,
         retriever: Retriever,
         engine: Engine,
-        max_attempts: int,
         draining: threading.Event,
         on_done: Callable[[ShardRef, bool], None],
     ) -> None:
@@ -65,7 +64,6 @@ class ShardRunner:
         self._registry = registry
         self._retriever = retriever
         self._engine = engine
-        self._max_attempts = max_attempts
         self._draining = draining
         self._on_done = on_done
 
@@ -76,15 +74,19 @@ class ShardRunner:
         """
         ref = claim.ref
         with self._leases.holding(claim):
-            if not self._store.exists(keys.output_shard(ref.job_id, ref.shard)):
-                manifest, prompts = self._load(claim)
-                results = (
-                    self._given_up(prompts, claim)
-                    if claim.exhausted
-                    else self._generate(claim, self._route(manifest, prompts), manifest)
-                )
-                self._write(ref, results)
-            self._mark_done(ref)
+            try:
+                if not self._store.exists(keys.output_shard(ref.job_id, ref.shard)):
+                    self._write(ref, self._answers(claim))
+                self._mark_done(ref)
+            except UnavailableError:
+                self._ledger.release(claim)  # an outage is nobody's attempt; it is sent again
+                raise
+
+    def _answers(self, claim: Claim) -> list[PromptResult]:
+        manifest, prompts = self._load(claim)
+        if claim.exhausted:
+            return self._given_up(prompts, claim)
+        return self._generate(claim, self._route(manifest, prompts), manifest)
 
     def _load(self, claim: Claim) -> tuple[Manifest, list[PromptRequest]]:
         job_id, shard = claim.ref.job_id, claim.ref.shard

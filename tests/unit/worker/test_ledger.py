@@ -1,0 +1,158 @@
+"""The ledger's promises, on a real Redis: one owner, counted attempts, nothing forgotten."""
+
+import threading
+from collections import Counter
+
+import pytest
+from redis import Redis
+
+from ramole_core.messages import celery_settings
+from ramole_core.settings import Settings
+from worker.ledger import Claim, Ledger, ShardRef
+
+JOB = "job-1"
+
+
+@pytest.fixture
+def redis(redis_url: str) -> "Redis[str]":
+    return Redis.from_url(redis_url, decode_responses=True)
+
+
+@pytest.fixture
+def ledger(redis: "Redis[str]") -> Ledger:
+    return Ledger(redis, "w1", lease_seconds=30)
+
+
+def adopt(ledger: Ledger, job: str = JOB, shards: int = 3, priority: str = "normal") -> None:
+    names = [f"{i:05d}" for i in range(shards)]
+    assert ledger.adopt(job, priority, shards, names, [], {})  # type: ignore[arg-type]
+
+
+def claimed(ledger: Ledger, shard: str = "00000", max_attempts: int = 3) -> Claim:
+    claim = ledger.claim(ShardRef(JOB, shard), max_attempts)
+    assert isinstance(claim, Claim)
+    return claim
+
+
+def test_a_shard_has_one_owner_at_a_time(ledger: Ledger, redis: "Redis[str]") -> None:
+    adopt(ledger)
+    assert claimed(ledger).attempt == 1
+    assert Ledger(redis, "w2", 30).claim(ShardRef(JOB, "00000"), 3) == "busy"
+
+
+def test_of_many_racing_claims_one_runs(ledger: Ledger, redis: "Redis[str]") -> None:
+    adopt(ledger)
+    verdicts: list[str] = []
+
+    def race(i: int) -> None:
+        claim = Ledger(redis, f"w{i}", 30).claim(ShardRef(JOB, "00000"), 3)
+        verdicts.append("run" if isinstance(claim, Claim) else claim)
+
+    threads = [threading.Thread(target=race, args=(i,)) for i in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert Counter(verdicts) == {"run": 1, "busy": 15}
+
+
+def test_an_unknown_job_is_said_to_be_unknown(ledger: Ledger) -> None:
+    assert ledger.claim(ShardRef(JOB, "00000"), 3) == "unknown"
+
+
+def test_a_lease_that_ran_out_is_sent_again_and_its_old_owner_is_told(redis: "Redis[str]") -> None:
+    short = Ledger(redis, "w1", lease_seconds=0.0)
+    adopt(short)
+    old = claimed(short)
+    assert short.overdue(num_queued=99, grace_seconds=10) == [ShardRef(JOB, "00000")]
+    new = Ledger(redis, "w2", 30).claim(ShardRef(JOB, "00000"), 3)
+    assert isinstance(new, Claim) and new.attempt == 2
+    assert short.renew([old]) == [ShardRef(JOB, "00000")]
+    assert not short.release(old)
+
+
+def test_attempts_are_bounded_and_a_drain_gives_its_attempt_back(redis: "Redis[str]") -> None:
+    ledger = Ledger(redis, "w1", lease_seconds=0.0)
+    adopt(ledger)
+    assert ledger.release(claimed(ledger, max_attempts=2))
+    assert claimed(ledger, max_attempts=2).attempt == 1
+    assert not claimed(ledger, max_attempts=2).exhausted
+    assert claimed(ledger, max_attempts=2).exhausted
+
+
+def test_the_last_shard_done_ends_the_job_and_doing_it_twice_counts_once(ledger: Ledger) -> None:
+    adopt(ledger, shards=2)
+    assert not ledger.finish(ShardRef(JOB, "00000"), 5, 0)
+    assert not ledger.finish(ShardRef(JOB, "00000"), 5, 0)
+    assert ledger.finish(ShardRef(JOB, "00001"), 4, 1)
+    assert ledger.finalising() == [JOB]
+    assert ledger.claim(ShardRef(JOB, "00001"), 3) == "done"
+    assert ledger.progress(JOB) == {"00000": "done 5 0", "00001": "done 4 1"}
+    ledger.forget(JOB)
+    assert ledger.finalising() == [] and ledger.known([JOB]) == [False]
+
+
+def test_shards_are_dealt_round_robin_within_a_priority_and_within_the_bound(
+    ledger: Ledger,
+) -> None:
+    adopt(ledger, "a", 3)
+    adopt(ledger, "b", 2)
+    adopt(ledger, "urgent", 1, priority="high")
+    dealt = []
+    while (found := ledger.next_shard(base_limit=2)) is not None:
+        dealt.append(found[0].member)
+    # normal work stops at twice the limit; high has room up to three times
+    assert dealt == ["urgent/00000", "a/00000", "b/00000", "a/00001"]
+    adopt(ledger, "urgent2", 3, priority="high")
+    assert ledger.next_shard(2) == (ShardRef("urgent2", "00000"), "high")
+
+
+def test_a_lost_message_is_sent_again_only_when_messages_are_missing(ledger: Ledger) -> None:
+    adopt(ledger, shards=1)
+    assert ledger.next_shard(5) is not None
+    assert ledger.overdue(num_queued=1, grace_seconds=0) == []
+    assert ledger.overdue(num_queued=0, grace_seconds=60) == []
+    assert ledger.overdue(num_queued=0, grace_seconds=-1) == [ShardRef(JOB, "00000")]
+
+
+def test_adopting_again_changes_nothing(ledger: Ledger) -> None:
+    adopt(ledger)
+    claimed(ledger)
+    assert not ledger.adopt(JOB, "low", 9, ["x"], [], {})
+    assert ledger.claim(ShardRef(JOB, "00000"), 3) == "busy"
+
+
+def test_a_job_adopted_with_everything_done_is_to_be_finalised(ledger: Ledger) -> None:
+    assert ledger.adopt(JOB, "normal", 1, [], ["00000"], {"00000": 2})
+    assert ledger.finalising() == [JOB]
+
+
+def test_a_cancelled_job_is_forgotten_and_remembered_as_cancelled(ledger: Ledger) -> None:
+    adopt(ledger)
+    claim = claimed(ledger)
+    ledger.next_shard(5)
+    ledger.cancel(JOB)
+    assert ledger.is_cancelled(JOB)
+    assert ledger.next_shard(5) is None
+    assert ledger.renew([claim]) == [claim.ref]
+    assert not ledger.finish(claim.ref, 1, 0)
+
+
+def test_workers_are_counted_by_their_heartbeat(redis: "Redis[str]") -> None:
+    for i in range(3):
+        Ledger(redis, f"w{i}", 8).heartbeat(100.0 + i)
+    ledger = Ledger(redis, "w0", 8)
+    assert ledger.num_workers(101.0) == 2
+    ledger.leave()
+    assert ledger.num_workers(99.0) == 2
+
+
+def test_queued_messages_are_counted_where_kombu_puts_them(redis_url: str, ledger: Ledger) -> None:
+    from worker.app import make_app
+
+    settings = Settings.load({}, broker_url=redis_url)
+    assert celery_settings(settings)["broker_url"].startswith("redis+socket://")
+    app = make_app(settings)
+    for priority in (0, 5, 9, 5):
+        app.send_task("ramole.run_shard", args=["j", "0"], queue="shards", priority=priority)
+    assert ledger.num_queued() == 4

@@ -1,0 +1,99 @@
+"""The reaper: what any one worker does for all, every few seconds, under a lock that runs out.
+
+It sends lost shards again, ends jobs whose last worker died before the final record, takes in
+jobs the ledger does not know (a wiped Redis, a lost message), and picks up uploads whose message
+was lost. It also lets every worker see new adapters. A failing step is logged and tried again.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from redis import RedisError
+
+from ramole_core import messages
+from ramole_core.adapters.registry import Registry
+from ramole_core.errors import RamoleError
+from ramole_core.settings import Settings
+from worker.dispatcher import Dispatcher
+from worker.ledger import REAPER_LOCK, Ledger
+from worker.lifecycle import JobDesk
+from worker.uploads import UploadDesk
+
+logger = logging.getLogger(__name__)
+
+SCAN_SECONDS: Final = 15.0
+UPLOAD_GRACE_SECONDS: Final = 10.0
+
+
+class Housekeeper:
+    """Two daemon threads: the reaper, and the registry's follower."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        dispatcher: Dispatcher,
+        desk: JobDesk,
+        uploads: UploadDesk,
+        registry: Registry,
+        send: Callable[..., Any],
+        settings: Settings,
+    ) -> None:
+        self._ledger = ledger
+        self._dispatcher = dispatcher
+        self._desk = desk
+        self._uploads = uploads
+        self._registry = registry
+        self._send = send
+        self._reaper_seconds = settings.reaper_seconds
+        self._stop = threading.Event()
+        self._next_scan = 0.0
+        self._threads = [
+            threading.Thread(target=self._every, args=(seconds, work), name=name, daemon=True)
+            for seconds, work, name in (
+                (settings.reaper_seconds, self.reap, "reaper"),
+                (settings.registry_seconds, registry.refresh, "registry"),
+            )
+        ]
+
+    def start(self) -> None:
+        """Starts the threads."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Ends the threads after the step in hand."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def reap(self) -> None:
+        """One round, if no other worker has just made one."""
+        if not self._ledger.try_lock(REAPER_LOCK, self._reaper_seconds * 0.9):
+            return
+        for ref in self._dispatcher.send_overdue():
+            logger.warning("shard %s was lost and is queued again", ref.member)
+        for job_id in self._ledger.finalising():
+            self._desk.finalise(job_id)
+        if time.monotonic() >= self._next_scan:
+            self._next_scan = time.monotonic() + SCAN_SECONDS
+            self.scan()
+        self._dispatcher.fill()
+
+    def scan(self) -> None:
+        """Compares the store with the ledger."""
+        self._desk.start_all()
+        for upload_id in self._uploads.waiting(time.time() - UPLOAD_GRACE_SECONDS):
+            logger.warning("upload %s has waited long and is queued again", upload_id)
+            self._send(messages.REGISTER_ADAPTER, args=[upload_id], queue=messages.CONTROL_QUEUE)
+
+    def _every(self, seconds: float, work: Callable[[], Any]) -> None:
+        while not self._stop.wait(seconds):
+            try:
+                work()
+            except (RamoleError, RedisError, OSError) as e:
+                logger.warning("housekeeping: %s: %s", type(e).__name__, e)
+            except Exception:
+                logger.exception("housekeeping failed")

@@ -1,0 +1,49 @@
+"""What a producer asks of a worker beside jobs: for now, a search. The answer lies in the store."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from ramole_core import keys
+from ramole_core.errors import NotFoundError
+from ramole_core.jobs import Name, Wire, checked_name
+from ramole_core.retrieval.retriever import Query, Retriever
+from ramole_core.store import ObjectStore
+from ramole_core.store.base import to_json
+
+
+class SearchRequest(Wire):
+    """`requests/<id>.json`."""
+
+    kind: Literal["search"]
+    text: str = Field(min_length=1, max_length=1 << 20)
+    k: int = Field(default=3, ge=1, le=1000)
+    allow_adapters: tuple[Name, ...] | None = Field(default=None, strict=False)
+    exclude_adapters: tuple[Name, ...] = Field(default=(), strict=False)
+
+
+def answer(request_id: str, store: ObjectStore, retriever: Retriever) -> None:
+    """Reads the request and writes its reply; a bad request gets an error as reply.
+
+    A request that is gone was answered before or given up: nothing to do.
+    """
+    checked_name("request", request_id)
+    try:
+        data = store.get(keys.request(request_id))
+    except NotFoundError:
+        return
+    try:
+        request = SearchRequest.model_validate_json(data)
+    except ValueError as e:
+        store.put(
+            keys.reply(request_id),
+            to_json({"error": {"code": "invalid_input", "message": str(e)[:1000]}}),
+        )
+        return
+    query = Query(request.text, request.k, request.allow_adapters, request.exclude_adapters)
+    matches = retriever.search([query])[0]
+    found = [
+        {"name": m.ref.name, "version": m.ref.version, "similarity": round(m.similarity, 6)}
+        for m in matches
+    ]
+    store.put(keys.reply(request_id), to_json({"adapters": found, "error": None}))

@@ -1,0 +1,154 @@
+"""Everything a worker process owns, built once and passed on."""
+
+import logging
+import os
+import secrets
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from ramole_core.adapters.cache import AdapterCache
+from ramole_core.adapters.gate import Limits
+from ramole_core.adapters.registry import Registry
+from ramole_core.engine.engine import Engine
+from ramole_core.engine.factory import build_engine
+from ramole_core.errors import BrokerUnavailableError
+from ramole_core.retrieval.encoder import Encoder
+from ramole_core.retrieval.retriever import Retriever
+from ramole_core.retrieval.vectors import VectorShelf
+from ramole_core.settings import Settings, redacted
+from ramole_core.store import ObjectStore, open_store
+from worker.announce import announce_base, announce_encoder
+from worker.dispatcher import Dispatcher
+from worker.encoding import EncoderService
+from worker.housekeeping import Housekeeper
+from worker.leases import STALL_SECONDS, LeaseKeeper
+from worker.ledger import Ledger, ShardRef
+from worker.lifecycle import JobDesk
+from worker.routers import StoredRouters
+from worker.shards import ShardRunner
+from worker.uploads import UploadDesk
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Services:
+    """The parts of one worker process, wired."""
+
+    settings: Settings
+    store: ObjectStore
+    ledger: Ledger
+    retriever: Retriever
+    engine: Engine
+    encoder: EncoderService
+    leases: LeaseKeeper
+    desk: JobDesk
+    dispatcher: Dispatcher
+    uploads: UploadDesk
+    shards: ShardRunner
+    housekeeper: Housekeeper
+    draining: threading.Event
+
+    def start(self) -> None:
+        """Starts all threads; the process then counts as a live worker."""
+        self.engine.start()
+        self.leases.beat()
+        self.leases.start()
+        self.housekeeper.start()
+
+    def stop(self) -> None:
+        """Stops all threads. Shards in hand must have been let go before (`draining`)."""
+        self.draining.set()
+        self.housekeeper.stop()
+        self.leases.stop()
+        self.engine.stop()
+        self.encoder.stop()
+
+
+def worker_name() -> str:
+    """Unique per process start, so that a restarted worker never passes for its predecessor."""
+    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+
+
+def connect(settings: Settings) -> "Redis[str]":
+    """A checked connection pool. Raises BrokerUnavailableError."""
+    tls: dict[str, Any] = {}
+    if settings.redis_url.startswith("rediss://"):
+        tls = {"ssl_cert_reqs": "required", "ssl_ca_certs": settings.broker_ca_file or None}
+    redis: Redis[str] = Redis.from_url(
+        settings.redis_url,
+        decode_responses=True,
+        socket_timeout=10,
+        socket_connect_timeout=3,
+        health_check_interval=15,
+        **tls,
+    )
+    try:
+        redis.ping()
+    except RedisError as e:
+        shown = redacted(settings.redis_url)
+        raise BrokerUnavailableError(f"Redis at {shown} (RAMOLE_BROKER_URL): {e}") from e
+    return redis
+
+
+def open_services(settings: Settings, send: Callable[..., Any]) -> Services:
+    """Loads the model and the encoder and wires the parts; `send` is Celery's send_task.
+
+    Raises ConfigError, StoreUnavailableError, BrokerUnavailableError.
+    """
+    store = _opened_store(settings)
+    redis = connect(settings)
+    cache = AdapterCache(store, settings.home / "cache" / "adapters")
+    engine = build_engine(settings, cache, StoredRouters(store))
+    base = engine.base.base_info()
+    announce_base(store, base)
+    encoder = EncoderService(Encoder.load(settings.encoder, settings.encoder_prefix))
+    announce_encoder(store, encoder.version)
+    encoder.start()
+    logger.info("encoder %s, %d dimensions", encoder.version, encoder.width)
+
+    registry = Registry(store)
+    registry.refresh()
+    shelf = VectorShelf(store, encoder.version, encoder.encode)
+    retriever = Retriever(registry, shelf, encoder.encode, encoder.width)
+    ledger = Ledger(redis, worker_name(), settings.lease_seconds)
+    leases = LeaseKeeper(ledger, settings.lease_seconds, lambda: _makes_progress(engine))
+    desk = JobDesk(store, ledger)
+    dispatcher = Dispatcher(ledger, send, settings.shards_in_flight)
+    draining = threading.Event()
+
+    def on_shard_done(ref: ShardRef, job_done: bool) -> None:
+        if job_done:
+            desk.finalise(ref.job_id)
+        dispatcher.fill()
+
+    uploads = UploadDesk(
+        store, registry, base, Limits.from_settings(settings), shelf, settings.home / "tmp"
+    )
+    shards = ShardRunner(
+        store, ledger, leases, registry, retriever, engine, draining, on_shard_done
+    )
+    housekeeper = Housekeeper(ledger, dispatcher, desk, uploads, registry, send, settings)
+    return Services(
+        settings, store, ledger, retriever, engine, encoder, leases, desk, dispatcher, uploads,
+        shards, housekeeper, draining,
+    )  # fmt: skip
+
+
+def _opened_store(settings: Settings) -> ObjectStore:
+    store = open_store(settings)
+    store.check()
+    make_bucket = getattr(store, "make_bucket", None)
+    if make_bucket is not None:
+        make_bucket()
+    return store
+
+
+def _makes_progress(engine: Engine) -> bool:
+    return engine.idle or engine.clock() - engine.progress_at < STALL_SECONDS
