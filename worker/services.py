@@ -5,6 +5,7 @@ import os
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -151,4 +152,4 @@ def _opened_store(settings: Settings) -> ObjectStore:
 
 
 def _makes_progress(engine: Engine) -> bool:
-    return engine.idle or engine.clock() - engine.progress_at < STALL_SECONDS
+    return engine.idle or time.monotonic() - engine.progress_at < STALL_SECONDS
