@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+from transformers.utils import logging as transformers_logging
+
 _work: ContextVar[dict[str, str] | None] = ContextVar("work", default=None)
 
 
@@ -49,3 +51,4 @@ def configure(level: str) -> None:
     root.setLevel(logging.WARNING)
     for name in ("ramole_core", "worker"):
         logging.getLogger(name).setLevel(level.upper())
+    transformers_logging.disable_progress_bar()  # its bars are no JSON

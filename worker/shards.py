@@ -120,11 +120,13 @@ class ShardRunner:
         deadline = manifest.options.deadline
         pending = set(futures)
         while pending:
-            pending = wait(pending, timeout=POLL_SECONDS).not_done
+            wait(pending, timeout=POLL_SECONDS)
+            pending = {f for f in pending if not f.done()}  # `wait` holds a cancelled one for open
             self._check_still_wanted(claim)
             if deadline and utc_now() > parse_time(deadline):
                 for future in pending:
                     future.cancel()  # one that is running goes on to its end
+                pending = {f for f in pending if not f.done()}
             failed = sum(f.done() and _failed(f) for f in futures)
             self._ledger.report(claim.ref, len(futures) - len(pending), failed)
 

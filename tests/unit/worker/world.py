@@ -1,0 +1,153 @@
+"""A worker's parts around fakes: a real Redis and a directory store, no model."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from redis import Redis
+
+from ramole_core import keys
+from ramole_core.adapters.registry import Registry
+from ramole_core.engine.request import Generation, GenerationRequest
+from ramole_core.errors import PromptError
+from ramole_core.jobs import JobOptions, Manifest, Pins, PromptRequest, PromptResult
+from ramole_core.retrieval.encoder import Vectors
+from ramole_core.retrieval.retriever import Retriever
+from ramole_core.retrieval.vectors import VectorShelf
+from ramole_core.store import ObjectStore
+from ramole_core.store.directory import DirectoryStore
+from worker.dispatcher import Dispatcher
+from worker.leases import LeaseKeeper
+from worker.ledger import Ledger, ShardRef
+from worker.lifecycle import JobDesk
+from worker.shards import ShardRunner
+
+WIDTH = 16
+
+
+def fake_embed(texts: list[str]) -> Vectors:
+    """Bag of letters: similar texts, similar vectors."""
+    rows = np.zeros((len(texts), WIDTH), np.float32)
+    for row, text in zip(rows, texts, strict=True):
+        for letter in text:
+            row[ord(letter) % WIDTH] += 1
+        row /= max(float(np.linalg.norm(row)), 1e-9)
+    return rows
+
+
+class FakeEngine:
+    """Answers with the prompt in capitals; `bad` prompts fail; `held` prompts wait."""
+
+    def __init__(self) -> None:
+        self.requests: list[GenerationRequest] = []
+        self.held: list[Future[Generation]] = []
+        self.hold = False
+        self.on_submit: Callable[[GenerationRequest], None] = lambda request: None
+
+    def submit(self, request: GenerationRequest) -> "Future[Generation]":
+        self.requests.append(request)
+        self.on_submit(request)
+        future: Future[Generation] = Future()
+        if self.hold:
+            self.held.append(future)
+        elif request.prompt == "bad":
+            future.set_exception(PromptError("too_long", "12 tokens, the limit is 8"))
+        else:
+            weights = tuple(1 / len(request.experts) for _ in request.experts)
+            text = (request.prompt or "messages").upper()
+            future.set_result(Generation(text, "stop", 3, 2, weights))
+        return future
+
+
+@dataclass
+class World:
+    """One worker's parts over a store and a Redis."""
+
+    store: ObjectStore
+    ledger: Ledger
+    engine: FakeEngine
+    runner: ShardRunner
+    desk: JobDesk
+    dispatcher: Dispatcher
+    leases: LeaseKeeper
+    draining: threading.Event
+    sent: list[tuple[str, list[str]]] = field(default_factory=list)
+
+    def results(self, job_id: str, shard: str = "00000") -> list[PromptResult]:
+        data = self.store.get(keys.output_shard(job_id, shard))
+        return [PromptResult.model_validate_json(line) for line in data.splitlines()]
+
+    def run_next(self) -> ShardRef:
+        """Claims and runs the shard that was sent longest ago."""
+        _, (job_id, shard) = self.sent.pop(0)
+        claim = self.ledger.claim(ShardRef(job_id, shard), max_attempts=3)
+        assert not isinstance(claim, str), claim
+        self.runner.run(claim)
+        return claim.ref
+
+
+def make_world(
+    folder: Path, redis_url: str, worker: str = "w1", lease_seconds: float = 30, **changes: Any
+) -> World:
+    store = changes.get("store") or DirectoryStore(folder / "store")
+    redis: Redis[str] = Redis.from_url(redis_url, decode_responses=True)
+    ledger = Ledger(redis, worker, lease_seconds)
+    registry = Registry(store)
+    shelf = VectorShelf(store, "fake", fake_embed)
+    retriever = Retriever(registry, shelf, fake_embed, WIDTH)
+    engine = FakeEngine()
+    leases = LeaseKeeper(ledger, lease_seconds, lambda: True)
+    draining = threading.Event()
+    desk = JobDesk(store, ledger)
+    sent: list[tuple[str, list[str]]] = []
+
+    def send(name: str, args: list[str], **_: Any) -> None:
+        sent.append((name, args))
+
+    dispatcher = Dispatcher(ledger, send, 8)
+
+    def on_done(ref: ShardRef, job_done: bool) -> None:
+        if job_done:
+            desk.finalise(ref.job_id)
+
+    runner = ShardRunner(
+        store,
+        ledger,
+        leases,
+        registry,
+        retriever,
+        engine,
+        draining,
+        on_done,  # type: ignore[arg-type]
+    )
+    return World(store, ledger, engine, runner, desk, dispatcher, leases, draining, sent)
+
+
+def put_job(
+    store: ObjectStore, job_id: str, prompts: list[PromptRequest], **options: Any
+) -> Manifest:
+    """A job as a producer submits it, without a producer."""
+    settings = JobOptions(**options)
+    size = settings.shard_size
+    chunks = [prompts[i : i + size] for i in range(0, len(prompts), size)]
+    for number, chunk in enumerate(chunks):
+        lines = "".join(p.model_dump_json(exclude_defaults=True) + "\n" for p in chunk)
+        store.put(keys.input_shard(job_id, "s1", f"{number:05d}"), lines.encode())
+    manifest = Manifest(
+        job_id=job_id,
+        created_at="2026-01-01T00:00:00+00:00",
+        submission="s1",
+        content_sha256="0" * 64,
+        options=settings,
+        pins=Pins(base="b", encoder="fake", router=None, registry=0),
+        num_prompts=len(prompts),
+        num_bad_lines=0,
+        num_shards=len(chunks),
+    )
+    store.put(keys.live(job_id), b"")
+    store.put(keys.manifest(job_id), manifest.model_dump_json().encode())
+    return manifest
