@@ -70,7 +70,7 @@ _GOOD: dict[str, dict[str, Any]] = {
     "bf16": {"target_modules": ["q_proj", "up_proj"]},
     "fp16": {"target_modules": ["q_proj", "up_proj"]},
     "mixed_dtypes": {"target_modules": ["q_proj", "up_proj"]},
-    "other_base_name": {"target_modules": ["q_proj"], "base_model_name_or_path": "other/base"},
+    "other_base_name": {"target_modules": ["q_proj"]},
     "extra_files": {"target_modules": ["q_proj"]},
 }
 GOOD_KINDS = sorted(_GOOD)
@@ -98,6 +98,8 @@ def make_good(folder: Path, kind: str, model: nn.Module, seed: int = 0) -> nn.Mo
                 parameter.data = parameter.data.to(_dtype_of(kind, name))
     peft_model.eval()
     peft_model.save_pretrained(str(folder))
+    if kind == "other_base_name":  # PEFT writes the model's own name over it
+        edit_config(folder, base_model_name_or_path="other/base")
     if kind == "extra_files":
         (folder / "notes.txt").write_text("nothing of interest")
         (folder / "checkpoint-1").mkdir()
@@ -110,7 +112,7 @@ def deltas(peft_model: nn.Module) -> dict[str, torch.Tensor]:
     for path, module in peft_model.named_modules():
         if isinstance(module, LoraLayer):
             for part in (module.lora_A, module.lora_B):
-                part["default"].to(torch.float32)
+                part["default"].to(torch.float32)  # in place; else PEFT rounds its answer
             found[path.removeprefix("base_model.model.")] = module.get_delta_weight("default")
     return found
 
@@ -428,7 +430,6 @@ _config_case("regex_too_long", "unsafe_pattern", target_modules=".*q_proj|" * 20
 _config_case(
     "regex_explodes", "target_mismatch", target_modules=r"((([a-z_.0-9]+)+)+)+!", rank_pattern={}
 )
-BAD_CASES = sorted(_BAD)
 
 
 @_bad("rank_over_limit", "rank_too_large")

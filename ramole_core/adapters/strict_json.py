@@ -1,0 +1,43 @@
+"""JSON from strangers, read strictly.
+
+What passes is UTF-8, names every key once, holds no NaN or Infinity, nests within reason, and can
+be written again as UTF-8 (no lone surrogates).
+"""
+
+import json
+from typing import Any
+
+from ramole_core.store.base import to_json
+
+
+class DuplicateKeyError(ValueError):
+    """Raised when an object names one key twice: readers disagree on which value counts."""
+
+
+def parse_strict(data: bytes) -> Any:
+    """The parsed value. Raises ValueError with the cause in one line, nothing else."""
+    try:
+        value = json.loads(
+            data.decode("utf-8"), object_pairs_hook=_object, parse_constant=_no_constant
+        )
+        to_json(value)
+    except UnicodeDecodeError as e:
+        raise ValueError(f"not UTF-8 at byte {e.start}") from e
+    except UnicodeEncodeError as e:
+        raise ValueError("holds a lone surrogate, which is no character") from e
+    except RecursionError as e:
+        raise ValueError("nested too deeply") from e
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DuplicateKeyError(f"the key {twice[:80]!r} stands twice in one object")
+    return value
+
+
+def _no_constant(text: str) -> Any:
+    raise ValueError(f"{text} is not JSON")
