@@ -1,0 +1,158 @@
+"""The producer's side of Redis: send messages by name, read progress and heartbeats.
+
+Every call ends within CALL_SECONDS even when Redis is frozen, behind a black hole or behind a
+name server that does not answer. Nothing decided here is the truth; that lies in the store.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+from ramole_core import messages
+from ramole_core.errors import BrokerUnavailableError, ConfigError
+from ramole_core.settings import Settings, redacted
+
+CONNECT_SECONDS: Final = 2.0
+ANSWER_SECONDS: Final = 3.0
+CALL_SECONDS: Final = 7.0
+ALIVE_SECONDS: Final = 15.0
+
+T = TypeVar("T")
+
+
+class Broker:
+    """One connection pool, made at the first call. Raises BrokerUnavailableError everywhere."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._client: Any = None
+        self._app: Any = None
+
+    def check(self) -> None:
+        """Finds out within seconds whether Redis is there, and says what to do when it is not."""
+        settings = self._settings
+        if settings.embedded_broker and not settings.socket_path.exists():
+            raise BrokerUnavailableError(
+                f"the embedded system is not running (no {settings.socket_path}); "
+                "start it with `ramole up`, or set RAMOLE_BROKER_URL"
+            )
+        self._call(lambda: self._redis().ping())
+
+    def send(self, task: str, *ids: str) -> None:
+        """Enqueues a control message; on return Redis has it."""
+        self._call(lambda: self._celery().send_task(task, args=ids, queue=messages.CONTROL_QUEUE))
+
+    def progress(self, job_id: str) -> dict[str, str]:
+        """Shard -> "done OK FAILED" or "run ANSWERED FAILED", of the shards begun."""
+        found = self._call(lambda: self._redis().hgetall(messages.progress(job_id)))
+        return {str(shard): str(text) for shard, text in found.items()}
+
+    def live_workers(self, since: float = 0.0) -> list[str]:
+        """Names of the workers whose heartbeat is fresh (and not older than Unix time `since`)."""
+        oldest = max(time.time() - ALIVE_SECONDS, since)
+        found = self._call(lambda: self._redis().zrangebyscore(messages.WORKERS, oldest, "+inf"))
+        return [str(name) for name in found]
+
+    def info(self) -> dict[str, Any]:
+        """What the server says of itself, with its maxmemory-policy."""
+        return dict(self._call(lambda: self._redis().info()))
+
+    def _redis(self) -> Any:
+        if self._client is None:
+            self._client = _redis_client(self._settings)
+        return self._client
+
+    def _celery(self) -> Any:
+        if self._app is None:
+            self._app = _celery_app(self._settings)
+        return self._app
+
+    def _call(self, action: Callable[[], T]) -> T:
+        import kombu.exceptions
+        import redis
+
+        try:
+            return within(CALL_SECONDS, action)
+        except (redis.RedisError, kombu.exceptions.KombuError, OSError) as e:
+            raise BrokerUnavailableError(self._message(e)) from e
+
+    def _message(self, error: BaseException) -> str:
+        settings = self._settings
+        if settings.embedded_broker:
+            return (
+                f"the embedded system under {settings.home} does not answer ({_reason(error)}); "
+                "start it with `ramole up`"
+            )
+        where = redacted(settings.redis_url)
+        return f"Redis at {where} (RAMOLE_BROKER_URL): {_reason(error)}"
+
+
+def within(seconds: float, action: Callable[[], T]) -> T:
+    """The action's result or error. Raises TimeoutError after `seconds`; the thread is left.
+
+    Socket time limits do not cover name look-ups and chains of retries; this does.
+    """
+    outcome: list[Any] = []
+
+    def run() -> None:
+        try:
+            outcome.append((action(), None))
+        except BaseException as e:
+            outcome.append((None, e))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not outcome:
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    value, error = outcome[0]
+    if error is not None:
+        raise error
+    result: T = value
+    return result
+
+
+def _redis_client(settings: Settings) -> Any:
+    import redis
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
+
+    options: dict[str, Any] = {
+        "socket_connect_timeout": CONNECT_SECONDS,
+        "socket_timeout": ANSWER_SECONDS,
+        "retry": Retry(NoBackoff(), 0),
+        "decode_responses": True,
+    }
+    if settings.redis_url.startswith("rediss://"):
+        options["ssl_ca_certs"] = settings.broker_ca_file or None
+    try:
+        return redis.Redis.from_url(settings.redis_url, **options)
+    except ValueError as e:
+        raise ConfigError(
+            "RAMOLE_BROKER_URL: use redis://, rediss:// or unix:// with host, port and database"
+        ) from e
+
+
+def _celery_app(settings: Settings) -> Any:
+    from celery import Celery
+    from kombu.entity import Queue
+
+    app = Celery("ramole.producer", set_as_current=False)
+    app.conf.update(messages.celery_settings(settings))
+    queue: Any = Queue
+    app.conf.task_queues = [queue(messages.CONTROL_QUEUE)]
+    app.conf.broker_transport_options |= {
+        "socket_connect_timeout": CONNECT_SECONDS,
+        "socket_timeout": ANSWER_SECONDS,
+    }
+    app.conf.task_publish_retry_policy |= {"max_retries": 1}
+    return app
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause on one short line, without the library's wrapping."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(str(error).split()) or type(error).__name__
+    return redacted(text)[:200] if "://" in text else text[:200]

@@ -1,0 +1,224 @@
+"""The Python client; the commands of `ramole` are written with it.
+
+    from producer import Client
+    client = Client()
+    job = client.submit("prompts.jsonl", k=3)
+    client.wait(job.job_id)
+    for result in client.results(job.job_id): ...
+
+A Client is cheap, connects at its first call and is not shared between threads. Every method
+raises errors of ramole_core.errors only.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+from producer.adapters import UPLOAD_SECONDS, AdapterDetails, AdapterRow, Adapters, Upload
+from producer.broker import Broker
+from producer.job_files import JobFiles
+from producer.job_options import job_options
+from producer.job_status import JobStatus, StatusReader
+from producer.polling import Clock, poll
+from producer.readers import Dataset, read_dataset, read_items
+from producer.replies import Match, search
+from producer.results import failed_requests, result_lines
+from producer.retry import retry_id
+from producer.submission import Submission, SubmittedJob
+from ramole_core import keys, messages
+from ramole_core.adapters.ref import AdapterRef
+from ramole_core.errors import (
+    BrokerUnavailableError,
+    ConflictError,
+    InvalidInputError,
+    NotFoundError,
+    TimedOutError,
+)
+from ramole_core.jobs import PromptRequest, PromptResult, checked_name, new_job_id, utc_now
+from ramole_core.settings import Settings
+from ramole_core.store import ObjectStore, open_store
+from ramole_core.store.base import to_json
+
+LISTING_THREADS: Final = 8
+
+
+class Client:
+    """Everything a producer does with one store and one Redis."""
+
+    def __init__(self, settings: Settings | None = None, clock: Clock | None = None) -> None:
+        self.settings = settings or Settings.load()
+        self.broker = Broker(self.settings)
+        self._clock = clock
+
+    @cached_property
+    def store(self) -> ObjectStore:
+        """The object store, known to be there. Raises StoreUnavailableError."""
+        store = open_store(self.settings)
+        store.check()
+        return store
+
+    @cached_property
+    def _reader(self) -> StatusReader:
+        return StatusReader(self.store, self.broker)
+
+    @cached_property
+    def _adapters(self) -> Adapters:
+        return Adapters(self.settings, self.store, self.broker, self._clock)
+
+    def submit(
+        self,
+        source: str | Path | Dataset | Iterable[str | Mapping[str, Any]],
+        job_id: str | None = None,
+        strict: bool = False,
+        **options: Any,
+    ) -> SubmittedJob:
+        """Submits a file (path, `-`, `store:KEY`) or an iterable of prompts or records.
+
+        `options` are those of JobOptions. With a `job_id`, submitting equal content again is the
+        same job; other content raises ConflictError. `strict` stops at the first bad line.
+        """
+        checked = job_options(options)
+        if isinstance(source, str | Path):
+            source = Dataset(str(source))
+        if isinstance(source, Dataset):
+            requests, name = read_dataset(source, self.store), source.name
+        else:
+            requests, name = read_items(source), "prompts"
+        if job_id is not None:
+            checked_name("job id", job_id)
+        job_id = job_id or new_job_id(utc_now())
+        submission = Submission(self.store, self.broker)
+        return submission.submit(requests, job_id, checked, strict=name if strict else "")
+
+    def status(self, job_id: str) -> JobStatus:
+        """How far a job is. Raises NotFoundError."""
+        return self._reader.status(job_id)
+
+    def jobs(self) -> list[JobStatus]:
+        """All jobs, oldest first, from the store alone."""
+
+        def look(job_id: str) -> JobStatus | None:
+            with suppress(NotFoundError, InvalidInputError):  # no manifest: no job
+                return self._reader.summary(job_id)
+            return None
+
+        with ThreadPoolExecutor(LISTING_THREADS) as pool:
+            found = [s for s in pool.map(look, self.store.children(keys.JOBS)) if s is not None]
+        return sorted(found, key=lambda status: status.created_at)
+
+    def wait(
+        self,
+        job_id: str,
+        timeout_seconds: float | None = None,
+        on_progress: Callable[[JobStatus], None] = lambda status: None,
+    ) -> JobStatus:
+        """The job's status once it has ended. Raises TimedOutError, NotFoundError.
+
+        Redis must answer at first; when it goes away later the store alone is looked at.
+        """
+        last = self.status(job_id)
+
+        def look() -> JobStatus | None:
+            nonlocal last
+            try:
+                last = self.status(job_id)
+            except BrokerUnavailableError:
+                last = self._reader.summary(job_id)
+            on_progress(last)
+            return last if last.state.ended else None
+
+        if poll(look, timeout_seconds, self._clock) is None:
+            raise TimedOutError(
+                f"job {job_id} is {last.state} after {timeout_seconds:g} s "
+                f"({last.num_done} of {last.num_prompts} prompts done)"
+            )
+        return last
+
+    def results(self, job_id: str, partial: bool = False) -> Iterator[PromptResult]:
+        """The results in the order of the prompts; with `partial` also of a job that runs."""
+        return map(PromptResult.model_validate_json, self.result_lines(job_id, partial))
+
+    def result_lines(self, job_id: str, partial: bool = False) -> Iterator[bytes]:
+        """As `results`, but the JSON lines as they stand in the store."""
+        return result_lines(self.store, job_id, partial)
+
+    def cancel(self, job_id: str) -> JobStatus:
+        """Stops a job; shards that are finished keep their results. Raises ConflictError."""
+        job = JobFiles(self.store, job_id)
+        job.manifest()
+        if job.cancelled_at() is None:
+            finished = job.finished()
+            if finished is not None:
+                raise ConflictError(f"job {job_id} has ended already ({finished.state()})")
+            self.broker.check()
+            record = to_json({"cancelled_at": utc_now().isoformat(timespec="milliseconds")})
+            self.store.create(keys.cancelled(job_id), record)
+            self.broker.send(messages.START_JOB, job_id)  # workers look at the job and let go
+        return self.status(job_id)
+
+    def retry(self, job_id: str) -> SubmittedJob:
+        """A new job, `<job>-retry-N`, of the prompts that have no answer, with their options."""
+        manifest = JobFiles(self.store, job_id).manifest()
+        requests = _some(failed_requests(self.store, job_id), job_id)
+        options = manifest.options.model_copy(update={"deadline": None})
+        submission = Submission(self.store, self.broker)
+        return submission.submit(requests, retry_id(self.store, job_id), options)
+
+    def upload_adapter(
+        self,
+        folder: str | Path,
+        name: str,
+        samples: str | Path | Sequence[str],
+        wait: bool = True,
+        timeout_seconds: float = UPLOAD_SECONDS,
+    ) -> Upload:
+        """Uploads an adapter as PEFT saves it; `samples` are texts or the file that holds them.
+
+        Raises AdapterRefusedError with the reason, UnavailableError, TimedOutError.
+        """
+        given = Path(samples) if isinstance(samples, str | Path) else samples
+        return self._adapters.upload(Path(folder), name, given, wait, timeout_seconds)
+
+    def upload_verdict(self, upload: Upload) -> Upload:
+        """Waits for the verdict on an upload made with `wait=False`; raises as that would."""
+        return self._adapters.verdict(upload.upload_id, upload.name)
+
+    def adapters(self, with_removed: bool = False) -> list[AdapterRow]:
+        """The active version of every adapter; with all old and removed ones if asked."""
+        return self._adapters.rows(with_removed)
+
+    def adapter(self, name: str, version: int | None = None) -> AdapterDetails:
+        """One adapter: its versions and a card. Raises NotFoundError."""
+        return self._adapters.details(name, version)
+
+    def remove_adapter(self, name: str, version: int | None = None) -> list[AdapterRef]:
+        """Removes one version, or all of a name; running jobs keep what they pinned."""
+        return self._adapters.remove(name, version)
+
+    def search(
+        self,
+        text: str,
+        k: int = 3,
+        allow: Iterable[str] | None = None,
+        exclude: Iterable[str] = (),
+    ) -> list[Match]:
+        """The adapters a worker would retrieve for `text`, best first. Raises UnavailableError."""
+        question = {
+            "text": text,
+            "k": k,
+            "allow_adapters": None if allow is None else list(allow),
+            "exclude_adapters": list(exclude),
+        }
+        return search(self.store, self.broker, question, clock=self._clock)
+
+
+def _some(requests: Iterator[PromptRequest], job_id: str) -> Iterator[PromptRequest]:
+    """The stream, refused before anything is written when it is empty."""
+    first = next(requests, None)
+    if first is None:
+        raise InvalidInputError(f"job {job_id} has no failed prompt that could be tried again")
+    yield first
+    yield from requests

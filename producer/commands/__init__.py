@@ -1,0 +1,1 @@
+"""The commands of `ramole`: each parses, calls the client and prints."""

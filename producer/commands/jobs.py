@@ -1,0 +1,88 @@
+"""`ramole status`, `jobs`, `wait`, `cancel`, `retry`."""
+
+import click
+
+from producer.commands.common import (
+    App,
+    echo_json,
+    echo_status,
+    echo_table,
+    json_option,
+    wait_and_report,
+)
+from producer.commands.submit import report
+from producer.job_options import duration_seconds
+
+
+@click.command()
+@click.argument("job")
+@json_option
+@click.pass_obj
+def status(app: App, job: str, as_json: bool) -> None:
+    """Shows how far JOB is.
+
+    \b
+    Example: ramole status 20260131-060000-123-9f2c4e
+    """
+    echo_status(app.client.status(job), as_json)
+
+
+@click.command()
+@json_option
+@click.pass_obj
+def jobs(app: App, as_json: bool) -> None:
+    """Lists all jobs, oldest first. Needs the store alone.
+
+    \b
+    Example: ramole jobs
+    """
+    found = app.client.jobs()
+    if as_json:
+        for job in found:
+            echo_json(job)
+        return
+    header = ("JOB", "STATE", "PROMPTS", "OK", "FAILED", "CREATED")
+    rows = [(j.job_id, j.state, j.num_prompts, j.num_ok, j.num_failed, j.created_at) for j in found]
+    echo_table(header, rows)
+
+
+@click.command()
+@click.argument("job")
+@click.option("--timeout", metavar="30m", help="Give up after this long (exit code 8).")
+@json_option
+@click.pass_obj
+def wait(app: App, job: str, timeout: str | None, as_json: bool) -> None:
+    """Waits until JOB has ended.
+
+    Exit codes: 0 every prompt has an answer, 7 some have none or it was cancelled, 8 timeout.
+
+    \b
+    Example: ramole wait 20260131-060000-123-9f2c4e --timeout 30m
+    """
+    wait_and_report(app, job, duration_seconds(timeout) if timeout else None, as_json)
+
+
+@click.command()
+@click.argument("job")
+@json_option
+@click.pass_obj
+def cancel(app: App, job: str, as_json: bool) -> None:
+    """Stops JOB; shards that are finished keep their results.
+
+    \b
+    Example: ramole cancel 20260131-060000-123-9f2c4e
+    """
+    echo_status(app.client.cancel(job), as_json)
+
+
+@click.command()
+@click.argument("job")
+@json_option
+@click.pass_obj
+def retry(app: App, job: str, as_json: bool) -> None:
+    """Submits the prompts of JOB that have no answer as a new job, with their options.
+
+    \b
+    Example: ramole retry nightly-2026-01-31
+    """
+    report(app.client.retry(job), as_json)

@@ -1,0 +1,122 @@
+"""`ramole up`, `down`, `worker`, `logs`, `doctor`."""
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from producer.commands.common import App, echo_json, json_option, note, require_worker_package
+from producer.doctor import examine
+from producer.embedded.control import start_detached, stop
+from producer.embedded.lock import Holder
+from producer.embedded.supervisor import Supervisor
+from producer.job_options import duration_seconds
+from producer.logs import job_lines
+from ramole_core.errors import UnavailableError
+from ramole_core.settings import Settings
+
+
+@click.command()
+@click.option("--model", metavar="PATH", help="Base model: a folder or hub id (the built-in zoo).")
+@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True)
+@click.option("--detach", is_flag=True, help="Return when it is ready; it runs on.")
+@click.option("--timeout", default="3m", show_default=True, help="With --detach: to get ready.")
+@json_option
+@click.pass_obj
+def up(
+    app: App, model: str | None, workers: int, detach: bool, timeout: str, as_json: bool
+) -> None:
+    """Starts the embedded system, or with RAMOLE_BROKER_URL only workers, and watches over it.
+
+    \b
+    Example: ramole up --detach --workers 2
+    """
+    require_worker_package()
+    chosen = _absolute(model)
+    if not detach:
+        settings = Settings.load(home=app.settings.home, model=chosen)
+        Supervisor(settings, workers, on_ready=lambda holder: note(_ready(holder, settings))).run()
+        return
+    argv = [sys.executable, "-m", "producer", "--home", str(app.settings.home), "up"]
+    argv += ["--workers", str(workers), *(["--model", chosen] if chosen else [])]
+    holder = start_detached(app.settings, argv, duration_seconds(timeout))
+    if as_json:
+        echo_json(holder)
+    else:
+        click.echo(_ready(holder, app.settings))
+
+
+@click.command()
+@json_option
+@click.pass_obj
+def down(app: App, as_json: bool) -> None:
+    """Stops what `ramole up` runs on the data folder. No error when nothing runs.
+
+    \b
+    Example: ramole down
+    """
+    pid = stop(app.settings)
+    if as_json:
+        echo_json({"stopped_pid": pid})
+    else:
+        click.echo("nothing was running" if pid is None else f"stopped process {pid}")
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
+def worker(app: App, args: tuple[str, ...]) -> None:
+    """Runs one worker process in the foreground; ARGS go to `python -m worker`.
+
+    \b
+    Example: RAMOLE_BROKER_URL=redis://queue:6379/0 ramole worker
+    """
+    require_worker_package()
+    env = {**os.environ, "RAMOLE_HOME": str(app.settings.home)}
+    os.execve(sys.executable, [sys.executable, "-m", "worker", *args], env)
+
+
+@click.command()
+@click.argument("job")
+@click.pass_obj
+def logs(app: App, job: str) -> None:
+    """Prints the workers' log lines about JOB (JSON lines), by time.
+
+    \b
+    Example: ramole logs 20260131-060000-123-9f2c4e
+    """
+    for line in job_lines(app.settings.home / "logs", job):
+        click.echo(line)
+
+
+@click.command()
+@json_option
+@click.pass_obj
+def doctor(app: App, as_json: bool) -> None:
+    """Checks settings, Redis, store, workers and base model; exit code 5 when one is not well.
+
+    \b
+    Example: ramole doctor
+    """
+    checks = examine(app.settings)
+    for check in checks:
+        if as_json:
+            echo_json(check)
+        else:
+            click.echo(f"{'ok' if check.ok else 'FAIL':<6}{check.name:<12}{check.detail}")
+    if not all(check.ok for check in checks):
+        click.get_current_context().exit(UnavailableError.exit_code)
+
+
+def _absolute(model: str | None) -> str | None:
+    """A folder that exists as an absolute path; anything else is a hub id."""
+    return str(Path(model).absolute()) if model and Path(model).is_dir() else model
+
+
+def _ready(holder: Holder, settings: Settings) -> str:
+    workers = ", ".join(map(str, holder.worker_pids))
+    return (
+        f"ready: data folder {settings.home}, broker {holder.broker}, "
+        f"supervisor process {holder.pid}, worker processes {workers}; stop with `ramole down`"
+    )

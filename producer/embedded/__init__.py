@@ -1,0 +1,1 @@
+"""The embedded system: one folder, a bundled Redis-compatible server, supervised workers."""

@@ -1,0 +1,55 @@
+"""What a job's answers depend on, read from the store at submission."""
+
+from typing import Any
+
+from ramole_core import keys
+from ramole_core.adapters.base_info import BaseInfo
+from ramole_core.adapters.registry import Registry
+from ramole_core.errors import InvalidInputError, NotFoundError, UnavailableError
+from ramole_core.jobs import JobOptions, Pins
+from ramole_core.store import ObjectStore
+from ramole_core.store.base import get_json
+
+
+def read_base(store: ObjectStore) -> BaseInfo:
+    """The store's base model. Raises UnavailableError when no worker has written it yet."""
+    return BaseInfo.model_validate_json(_required(store, keys.BASE))
+
+
+def current_pins(store: ObjectStore, options: JobOptions) -> Pins:
+    """The pins of a job submitted now. Raises InvalidInputError when `options` ask for more."""
+    base = read_base(store)
+    _required(store, keys.ACTIVE)
+    active: dict[str, Any] = get_json(store, keys.ACTIVE)
+    if options.gate == "mole-plain" and active["router"] is None:
+        raise InvalidInputError(
+            "gate 'mole-plain' needs a trained router and none is active; "
+            "use --gate mole, which works without one"
+        )
+    registry = Registry(store)
+    registry.refresh()
+    for choice in options.adapters or ():
+        _check_known(registry, choice.name, choice.version)
+    return Pins(
+        base=base.fingerprint,
+        encoder=active["encoder"],
+        router=active["router"],
+        registry=registry.position,
+    )
+
+
+def _check_known(registry: Registry, name: str, version: int | None) -> None:
+    try:
+        registry.resolve(name, version)
+    except NotFoundError as e:
+        raise InvalidInputError(f"{e}; `ramole adapters list` shows what there is") from e
+
+
+def _required(store: ObjectStore, key: str) -> bytes:
+    try:
+        return store.get(key)
+    except NotFoundError as e:
+        raise UnavailableError(
+            "no worker has started on this store yet; "
+            "start one with `ramole up` or `python -m worker`"
+        ) from e

@@ -1,0 +1,75 @@
+"""Questions to the workers: a message out, the answer from the store under `replies/`."""
+
+import secrets
+from typing import Any, Final
+
+from pydantic import Field
+
+from producer.broker import Broker
+from producer.polling import Clock, poll
+from ramole_core import keys, messages
+from ramole_core.errors import InvalidInputError, NotFoundError, TimedOutError, UnavailableError
+from ramole_core.jobs import Wire
+from ramole_core.store import ObjectStore
+from ramole_core.store.base import get_json, to_json
+
+REPLY_SECONDS: Final = 30.0
+
+
+class Match(Wire):
+    """One adapter that a search found, best first."""
+
+    name: str
+    version: int
+    similarity: float = Field(ge=-1.01, le=1.01)
+
+
+def require_worker(broker: Broker) -> None:
+    """Raises UnavailableError when Redis is away or no worker lives."""
+    broker.check()
+    if not broker.live_workers():
+        raise UnavailableError("no worker is running; start one with `ramole up`")
+
+
+def await_reply(
+    store: ObjectStore, request_id: str, what: str, timeout_seconds: float, clock: Clock | None
+) -> dict[str, Any]:
+    """The reply once it is there; it stays in the store. Raises TimedOutError."""
+    key = keys.reply(request_id)
+    reply = poll(lambda: _found(store, key), timeout_seconds, clock)
+    if reply is None:
+        raise TimedOutError(
+            f"no worker answered {what} within {timeout_seconds:g} s; "
+            "`ramole doctor` shows the workers"
+        )
+    return reply
+
+
+def search(
+    store: ObjectStore,
+    broker: Broker,
+    question: dict[str, Any],
+    timeout_seconds: float = REPLY_SECONDS,
+    clock: Clock | None = None,
+) -> list[Match]:
+    """Asks a worker which adapters fit a text. `question` has the keys of its SearchRequest."""
+    require_worker(broker)
+    request_id = secrets.token_hex(12)
+    store.put(keys.request(request_id), to_json({"kind": "search", **question}))
+    try:
+        broker.send(messages.ANSWER, request_id)
+        reply = await_reply(store, request_id, "the search", timeout_seconds, clock)
+    finally:
+        store.delete(keys.request(request_id))
+        store.delete(keys.reply(request_id))
+    if reply.get("error"):
+        raise InvalidInputError(f"search: {reply['error']['message']}")
+    return [Match.model_validate(match) for match in reply["adapters"]]
+
+
+def _found(store: ObjectStore, key: str) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = get_json(store, key)
+    except NotFoundError:
+        return None
+    return found

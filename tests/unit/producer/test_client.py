@@ -1,0 +1,306 @@
+"""The client: states derived from the store, results in order, cancel, retry, search, uploads."""
+
+from pathlib import Path
+
+import pytest
+
+from ramole_core import keys, messages
+from ramole_core.adapters.log import LogEntry
+from ramole_core.errors import (
+    AdapterRefusedError,
+    BrokerUnavailableError,
+    ConflictError,
+    InvalidInputError,
+    NotFoundError,
+    TimedOutError,
+    UnavailableError,
+)
+from ramole_core.jobs import JobState
+from ramole_core.store.base import get_json, to_json
+from tests.unit.producer.world import World, write_adapter
+
+PROMPTS = ["a", "bad b", "c", "d", "bad e"]
+
+
+def submitted(world: World, job_id: str = "j") -> str:
+    return world.client.submit(PROMPTS, job_id=job_id, shard_size=2).job_id
+
+
+def test_a_job_goes_from_queued_over_running_to_its_end(world: World) -> None:
+    submitted(world)
+    assert world.client.status("j").state is JobState.QUEUED
+    world.broker.shards = {"00000": "run 1 0"}
+    status = world.client.status("j")
+    assert (status.state, status.num_done, status.workers) == (JobState.RUNNING, 1, 1)
+    world.finish("j")
+    world.broker.down = True  # an ended job needs no Redis
+    status = world.client.status("j")
+    assert status.state is JobState.COMPLETED_WITH_FAILURES
+    assert (status.num_ok, status.num_failed, status.num_done) == (3, 2, 5)
+    assert status.num_shards_done == status.num_shards == 3
+    assert status.finished_at is not None
+
+
+def test_counts_survive_a_wiped_redis(world: World) -> None:
+    submitted(world)
+    world.answer("j", num_shards=2)
+    world.broker.shards = {"00000": "done 1 1", "00002": "run 0 1"}
+    status = world.client.status("j")
+    assert (status.num_ok, status.num_failed, status.num_shards_done) == (3, 2, 2)
+    world.broker.shards = {}
+    status = world.client.status("j")
+    assert (status.state, status.num_ok, status.num_failed) == (JobState.RUNNING, 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "state"), [(["a"], JobState.COMPLETED), (["bad"], JobState.FAILED)]
+)
+def test_the_final_state_follows_the_counts(
+    world: World, prompts: list[str], state: JobState
+) -> None:
+    world.client.submit(prompts, job_id="j")
+    world.finish("j")
+    assert world.client.status("j").state is state
+
+
+def test_jobs_lists_what_has_a_manifest_without_redis(world: World) -> None:
+    for job_id in ("b", "a", "c"):
+        submitted(world, job_id)
+    world.finish("a")
+    world.answer("c", num_shards=1)
+    world.store.put("jobs/no-manifest/input/x/00000.jsonl", b"{}\n")
+    world.broker.down = True
+    states = {job.job_id: job.state for job in world.client.jobs()}
+    assert list(states) == ["b", "a", "c"]
+    assert list(states.values()) == ["queued", "completed_with_failures", "running"]
+
+
+def test_results_come_in_order_and_partial_ones_only_when_asked(world: World) -> None:
+    submitted(world)
+    world.answer("j", num_shards=2)
+    with pytest.raises(InvalidInputError, match="ramole wait j"):
+        list(world.client.results("j"))
+    assert [r.index for r in world.client.results("j", partial=True)] == [0, 1, 2, 3]
+    world.finish("j")
+    world.broker.down = True
+    found = list(world.client.results("j"))
+    assert [r.text for r in found] == ["A", None, "C", "D", None]
+
+
+def test_wait_returns_at_the_end_and_shows_progress(world: World) -> None:
+    submitted(world)
+    world.clock.on_sleep = lambda: world.finish("j")
+    seen: list[JobState] = []
+    status = world.client.wait("j", 60, on_progress=lambda s: seen.append(s.state))
+    assert status.state.ended and seen[0] is JobState.QUEUED and seen[-1] is status.state
+
+
+def test_wait_has_a_limit_and_backs_off(world: World) -> None:
+    submitted(world)
+    pauses: list[float] = []
+    world.clock.on_sleep = lambda: pauses.append(world.clock.time)
+    with pytest.raises(TimedOutError, match="0 of 5"):
+        world.client.wait("j", 10)
+    assert world.clock.time == pytest.approx(10)
+    assert pauses[0] == pytest.approx(0.02) and len(pauses) < 40
+
+
+def test_wait_survives_redis_going_away_but_not_its_absence(world: World) -> None:
+    submitted(world)
+
+    def gone() -> None:
+        world.broker.down = True
+        world.finish("j")
+
+    world.clock.on_sleep = gone
+    assert world.client.wait("j", 60).state.ended
+    submitted_again = world.client.submit
+    world.broker.down = False
+    submitted_again(["x"], job_id="k")
+    world.broker.down = True
+    with pytest.raises(BrokerUnavailableError):
+        world.client.wait("k", 1)
+
+
+def test_cancel_is_recorded_once_and_keeps_finished_results(world: World) -> None:
+    submitted(world)
+    world.answer("j", num_shards=1)
+    status = world.client.cancel("j")
+    assert (status.state, status.num_done) == (JobState.CANCELLED, 2)
+    assert world.broker.sent[-1] == (messages.START_JOB, "j")
+    first = get_json(world.store, keys.cancelled("j"))
+    assert world.client.cancel("j").state is JobState.CANCELLED
+    assert get_json(world.store, keys.cancelled("j")) == first
+    assert len(list(world.client.results("j"))) == 2
+
+
+def test_an_ended_job_cannot_be_cancelled(world: World) -> None:
+    submitted(world)
+    world.finish("j")
+    with pytest.raises(ConflictError, match="completed_with_failures"):
+        world.client.cancel("j")
+
+
+def test_retry_is_a_new_job_of_the_failed_prompts_with_their_options(world: World) -> None:
+    items = [{"prompt": "a"}, {"prompt": "bad b", "id": "B", "k": 7}, {}, {"prompt": "bad c"}]
+    world.client.submit(items, job_id="j", shard_size=2, temperature=0.5)
+    with pytest.raises(InvalidInputError, match="has not ended"):
+        world.client.retry("j")
+    world.finish("j")
+    job = world.client.retry("j")
+    assert (job.job_id, job.num_prompts) == ("j-retry-1", 2)
+    first, second = world.requests("j-retry-1")
+    assert (first.index, first.id, first.prompt, first.options) == (0, "B", "bad b", {"k": 7})
+    assert (second.index, second.id) == (1, "j:3")
+    world.finish("j-retry-1")
+    assert world.client.retry("j-retry-1").job_id == "j-retry-2"
+
+
+def test_retry_of_a_cancelled_job_takes_what_has_no_answer(world: World) -> None:
+    submitted(world)
+    world.answer("j", num_shards=1)
+    world.client.cancel("j")
+    assert world.client.retry("j").num_prompts == 4
+    world.client.submit(["a"], job_id="fine")
+    world.finish("fine")
+    with pytest.raises(InvalidInputError, match="no failed prompt"):
+        world.client.retry("fine")
+
+
+def test_a_search_is_answered_through_the_store_and_leaves_nothing(world: World) -> None:
+    def answer(message: tuple[str, ...]) -> None:
+        task, request_id = message
+        asked = get_json(world.store, keys.request(request_id))
+        assert task == messages.ANSWER and asked["kind"] == "search" and asked["k"] == 2
+        assert asked["exclude_adapters"] == ["x"] and asked["allow_adapters"] is None
+        found = [{"name": "a", "version": 1, "similarity": 0.5}]
+        world.store.put(keys.reply(request_id), to_json({"adapters": found, "error": None}))
+
+    world.broker.on_send = answer
+    (match,) = world.client.search("text", k=2, exclude=["x"])
+    assert (match.name, match.version, match.similarity) == ("a", 1, 0.5)
+    assert world.keys() == []
+
+
+def test_a_search_without_workers_or_answer_ends(world: World) -> None:
+    with pytest.raises(TimedOutError, match="ramole doctor"):
+        world.client.search("text")
+    assert world.clock.time == pytest.approx(30) and world.keys() == []
+    world.broker.workers = []
+    with pytest.raises(UnavailableError, match="ramole up"):
+        world.client.search("text")
+
+
+def test_a_refused_search_says_why(world: World) -> None:
+    error = {"code": "invalid_input", "message": "k: too large"}
+    world.broker.on_send = lambda m: world.store.put(keys.reply(m[1]), to_json({"error": error}))
+    with pytest.raises(InvalidInputError, match="k: too large"):
+        world.client.search("text")
+
+
+def verdict(world: World, **fields: object) -> None:
+    """Makes the broker answer every upload with a verdict."""
+    reply = {"status": "accepted", "name": "n", "version": 1, "warnings": [], "error": None}
+    data = to_json(reply | fields)
+    world.broker.on_send = lambda m: world.store.put(keys.reply(m[1]), data)
+
+
+def test_an_upload_is_staged_and_waits_for_the_verdict(world: World, tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "a")
+    verdict(world, version=3, warnings=["odd"])
+    found = world.client.upload_adapter(folder, "n", ["sample"])
+    assert (found.status, found.version, found.warnings) == ("accepted", 3, ("odd",))
+    ((task, upload_id),) = world.broker.sent
+    assert task == messages.REGISTER_ADAPTER and upload_id == found.upload_id
+    assert world.store.exists(keys.staging(upload_id) + "upload.json")
+
+
+def test_an_upload_may_be_left_to_itself_and_asked_for_later(world: World, tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "a")
+    world.broker.workers = []
+    found = world.client.upload_adapter(folder, "n", ["sample"], wait=False)
+    assert found.status == "staged" and found.version is None
+    reply = {"status": "unchanged", "name": "n", "version": 2, "warnings": [], "error": None}
+    world.store.put(keys.reply(found.upload_id), to_json(reply))
+    assert world.client.upload_verdict(found).status == "unchanged"
+
+
+def test_a_bad_adapter_is_refused_here_before_anything_is_stored(
+    world: World, tmp_path: Path
+) -> None:
+    good = write_adapter(tmp_path / "good")
+    for folder, name, samples in (
+        (write_adapter(tmp_path / "dora", use_dora=True), "n", ["s"]),
+        (tmp_path / "missing", "n", ["s"]),
+        (good, "../n", ["s"]),
+        (good, "n", []),
+    ):
+        with pytest.raises(AdapterRefusedError):
+            world.client.upload_adapter(folder, name, samples)
+    with pytest.raises(AdapterRefusedError):
+        world.client.upload_adapter(good, "n", tmp_path / "missing.jsonl")
+    assert world.keys() == [] and world.broker.sent == []
+
+
+def test_a_workers_refusal_keeps_its_reason(world: World, tmp_path: Path) -> None:
+    error = {"code": "adapter_refused", "reason": "all_zero", "message": "B is zero"}
+    verdict(world, status="refused", version=None, error=error)
+    with pytest.raises(AdapterRefusedError, match="B is zero") as caught:
+        world.client.upload_adapter(write_adapter(tmp_path / "a"), "n", ["s"])
+    assert caught.value.reason == "all_zero"
+
+
+def test_an_upload_without_workers_or_redis_is_refused_at_once(
+    world: World, tmp_path: Path
+) -> None:
+    folder = write_adapter(tmp_path / "a")
+    world.broker.workers = []
+    with pytest.raises(UnavailableError, match="ramole up"):
+        world.client.upload_adapter(folder, "n", ["s"])
+    world.broker.down = True
+    with pytest.raises(BrokerUnavailableError):
+        world.client.upload_adapter(folder, "n", ["s"], wait=False)
+    assert world.keys() == []
+
+
+def registered(world: World, number: int, name: str, version: int, owner: str) -> None:
+    entry = LogEntry(
+        op="add",
+        name=name,
+        version=version,
+        at="t",
+        sha256="s",
+        owner=owner,
+        upload_id=f"u{number}",
+    )
+    world.store.put(keys.registry_entry(number), entry.model_dump_json().encode())
+
+
+def test_adapters_are_listed_and_removed_without_redis(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("producer.adapters._user", lambda: "me")
+    world.broker.down = True
+    registered(world, 1, "a", 1, "me")
+    registered(world, 2, "a", 2, "me")
+    registered(world, 3, "b", 1, "other")
+    assert [(r.name, r.version) for r in world.client.adapters()] == [("a", 2), ("b", 1)]
+    assert [str(ref) for ref in world.client.remove_adapter("a", 2)] == ["a@2"]
+    assert [(r.name, r.version) for r in world.client.adapters()] == [("a", 1), ("b", 1)]
+    rows = world.client.adapters(with_removed=True)
+    assert [(r.version, r.active, r.removed) for r in rows if r.name == "a"] == [
+        (1, True, False),
+        (2, False, True),
+    ]
+    with pytest.raises(AdapterRefusedError, match="another owner"):
+        world.client.remove_adapter("b")
+    for call in (world.client.adapter, world.client.remove_adapter):
+        with pytest.raises(NotFoundError):
+            call("nobody")
+
+
+def test_explicit_adapters_are_known_ones(world: World) -> None:
+    registered(world, 1, "a", 1, "me")
+    world.client.submit(["x"], adapters=({"name": "a", "version": 1, "weight": 0.5},))
+    with pytest.raises(InvalidInputError, match="a@2"):
+        world.client.submit(["x"], adapters=({"name": "a", "version": 2},))
