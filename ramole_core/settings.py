@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
 from ramole_core.errors import ConfigError
 
@@ -161,7 +161,7 @@ class Settings:
     @property
     def redis_url(self) -> str:
         """The broker's URL as redis-py takes it (may hold a password: do not print)."""
-        return self.broker_url or f"unix://{self.socket_path}"
+        return self.broker_url or f"unix://{quote(str(self.socket_path))}"
 
     @property
     def celery_url(self) -> str:

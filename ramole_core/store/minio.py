@@ -4,6 +4,7 @@ URL: `s3://bucket/prefix?endpoint=https://host:port`. Conditional creation is a 
 `If-None-Match: *`, so objects made by `create` must fit one PUT (they are shards and small JSON).
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -53,6 +54,10 @@ class MinioStore:
         endpoint = urlsplit(parse_qs(parts.query).get("endpoint", ["https://s3.amazonaws.com"])[0])
         if not parts.netloc or endpoint.scheme not in ("http", "https") or not endpoint.netloc:
             raise ConfigError("RAMOLE_STORE_URL: use s3://bucket/prefix?endpoint=https://host:port")
+        if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", parts.netloc.rpartition("@")[2]):
+            raise ConfigError(
+                "RAMOLE_STORE_URL: a bucket's name has 3 to 63 of a-z, 0-9, '.' and '-'"
+            )
         if "@" in parts.netloc + endpoint.netloc:
             raise ConfigError(
                 "RAMOLE_STORE_URL: no credentials in the URL; "

@@ -126,6 +126,7 @@ def test_entries_and_children_list_in_order_below_a_prefix(store: ObjectStore) -
     assert {e.size_bytes for e in found} == {3, 5}
     assert all(e.modified_seconds > 1e9 for e in found)
     assert store.children("j/") == ["a", "b", "c"]
+    assert {"j/c", "k/a"} <= {e.key for e in store.entries("")}
     store.delete("j/b/2")
     assert store.children("j/") == ["a", "c"]
 
@@ -174,7 +175,14 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["s3://", "s3://b?endpoint=ftp://x", "s3://user:pw@b?endpoint=http://x", "gs://b"]
+    "url",
+    [
+        "s3://",
+        "s3://b?endpoint=ftp://x",
+        "s3://user:pw@bucket?endpoint=http://x",
+        "gs://b",
+        "s3://b?endpoint=http://x",
+    ],
 )
 def test_a_url_that_names_no_store_is_refused_without_its_password(url: str) -> None:
     with pytest.raises(ConfigError, match="RAMOLE_STORE_URL") as caught:

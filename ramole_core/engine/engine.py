@@ -1,0 +1,284 @@
+"""The coordinator: takes prompts from many threads, one thread owns the model.
+
+`submit(request) -> Future[Generation]` is the lasting interface; version 1 runs static batches (a
+batch ends before the next begins, finished prompts leave it at once). Guarantees: every future ends
+in an answer or an exception; a prompt that cannot be answered, an adapter or router that cannot be
+loaded and an error in a step are charged to the prompts concerned alone (PromptError); out of
+memory halves the batch; greedy answers do not depend on the neighbours, and sampled ones only on
+the request's seed. Without `start`, `step` drives the engine from the caller's thread (tests).
+"""
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from collections.abc import Sequence as Many
+from concurrent.futures import Future
+from typing import Final, Literal
+
+import torch
+
+from ramole_core.engine.admission import Admission, RouterSource
+from ramole_core.engine.failures import Failure
+from ramole_core.engine.model import LoadedBase
+from ramole_core.engine.request import Generation, GenerationRequest
+from ramole_core.engine.runner import Runner, RunningBatch
+from ramole_core.engine.sampling import NO_TOKEN
+from ramole_core.engine.scheduler import Scheduler
+from ramole_core.engine.sequence import Sequence
+from ramole_core.engine.stopping import StopRule
+from ramole_core.errors import PromptError, RamoleError, UnavailableError
+from ramole_core.mole.attach import MoleModel
+from ramole_core.mole.bank import AdapterBank
+from ramole_core.mole.plan import BatchPlan
+from ramole_core.settings import Settings
+
+log = logging.getLogger(__name__)
+
+IDLE_TICK_SECONDS: Final = 0.5  # how often an idle engine shows that it lives
+STOP_SECONDS: Final = 60.0
+
+
+class Engine:
+    """See the module's docstring.
+
+    For watchers (any thread may read): `progress_at` clock time of the last finished forward or
+    idle tick; `idle`; `num_prompts` answered or failed, `num_generated_tokens`, `num_steps`.
+    """
+
+    def __init__(
+        self,
+        base: LoadedBase,
+        mole: MoleModel,
+        bank: AdapterBank,
+        routers: RouterSource,
+        settings: Settings,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.base = base
+        self.bank = bank
+        self.runner = Runner(base, mole, on_progress=self._tick)
+        self.limit_tokens = min(base.context_tokens, settings.max_batch_tokens)
+        self.progress_at = clock()
+        self.idle = True
+        self.num_prompts = self.num_generated_tokens = self.num_steps = 0
+        self._admission = Admission(bank, routers)
+        self._num_threads = settings.torch_threads
+        self._clock = clock
+        self._scheduler = Scheduler(
+            settings.batch_size,
+            settings.max_batch_tokens,
+            settings.bank_size,
+            settings.batch_interval_seconds,
+        )
+        self._wake = threading.Condition()  # guards _scheduler and _stopped
+        self._stopped = False
+        self._thread: threading.Thread | None = None
+        # Below: touched by the thread that steps only.
+        self._again: deque[list[Sequence]] = deque()  # parts of a batch that broke
+        self._running: list[Sequence] = []  # taken from the line and not yet answered
+        self._batch: RunningBatch | None = None
+
+    def submit(self, request: GenerationRequest) -> "Future[Generation]":
+        """Queues a prompt; tokenised here, in the caller's thread. Never raises for the prompt:
+        its future fails. `cancel()` on the future works until its batch begins."""
+        future: Future[Generation] = Future()
+        try:
+            sequence = self._sequence(request, future)
+        except RamoleError as e:
+            future.set_exception(e)
+            return future
+        with self._wake:
+            if self._stopped:
+                future.set_exception(UnavailableError("the engine was stopped"))
+            else:
+                self._scheduler.add(sequence)
+                self._wake.notify()
+        return future
+
+    def start(self) -> None:
+        """Starts the thread that owns the model."""
+        assert self._thread is None, "an engine starts once"
+        self._thread = threading.Thread(target=self._run, name="ramole-engine", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread after its current step; pending futures fail with UnavailableError."""
+        with self._wake:
+            self._stopped = True
+            self._wake.notify_all()
+        if self._thread is not None:
+            self._thread.join(STOP_SECONDS)
+        self._fail_everything(UnavailableError("the engine was stopped"))
+
+    def step(self) -> bool:
+        """One prefill or one decode step. False when there is nothing to do yet."""
+        if self._batch is None:
+            sequences = self._take()
+            self.idle = not sequences
+            if sequences:
+                self._guarded(lambda: self._begin(sequences))
+        else:
+            self._guarded(self._decode)
+        self._tick()
+        return not self.idle
+
+    def _begin(self, sequences: Many[Sequence]) -> None:
+        self._claim(sequences)
+        for sequence, error in self._admission.admit(self._running):
+            self._fail(sequence, error)
+        if self._running:
+            packed = self._admission.pack(self._running)
+            plan = BatchPlan.build([s.mix for s in self._running], packed, self.base.device)
+            self._batch = self.runner.start(self._running, plan)
+            self._deliver(self._batch)
+        else:
+            self._close_batch()
+
+    def _decode(self) -> None:
+        assert self._batch is not None
+        self.runner.step(self._batch)
+        self._deliver(self._batch)
+
+    def _take(self) -> list[Sequence]:
+        if self._again:
+            return self._again.popleft()
+        with self._wake:
+            return self._scheduler.next_batch(self._clock())
+
+    def _claim(self, sequences: Many[Sequence]) -> None:
+        """From here on the prompts cannot be cancelled."""
+        for sequence in sequences:
+            if sequence.started or sequence.future.set_running_or_notify_cancel():
+                sequence.started = True
+                sequence.restart()
+                self._running.append(sequence)
+
+    def _deliver(self, batch: RunningBatch) -> None:
+        """Gives every prompt its newest token; answers those that ended and drops them."""
+        self.num_steps += 1
+        ended: list[tuple[int, Sequence, Literal["stop", "length"]]] = []
+        rows = []
+        for row, (sequence, token) in enumerate(zip(batch.sequences, batch.tokens, strict=True)):
+            if token == NO_TOKEN:
+                self._fail(sequence, PromptError("not_a_number", "the model's output overflowed"))
+                continue
+            self.num_generated_tokens += 1
+            if reason := sequence.append(token):
+                ended.append((row, sequence, reason))
+            else:
+                rows.append(row)
+        if len(rows) == len(batch.sequences):
+            return
+        weights = batch.plan.report()
+        for row, sequence, reason in ended:
+            answer = sequence.generation(reason, weights[row])
+            self._forget(sequence)
+            sequence.future.set_result(answer)
+        if rows:
+            self.runner.keep(batch, rows)
+        else:
+            self._close_batch()
+            with self._wake:
+                self._scheduler.finished_batch()
+
+    def _guarded(self, action: Callable[[], None]) -> None:
+        """Runs a step; whatever it raises is dealt with and never ends the thread."""
+        failure = None
+        try:
+            action()
+        except Exception as e:
+            log.warning("a step failed with %d prompts", len(self._running), exc_info=True)
+            failure = Failure.of(e)
+        # Out here the exception is gone, and with it the frames that hold the batch's tensors.
+        if failure is not None:
+            self._recover(failure)
+
+    def _recover(self, failure: Failure) -> None:
+        """Halves the batch when memory ran out; otherwise tries its prompts one by one, once."""
+        sequences, self._running = self._running, []
+        self._close_batch()
+        if failure.out_of_memory:
+            self._free_memory(sequences)
+        if failure.out_of_memory and len(sequences) > 1:
+            half = len(sequences) // 2
+            self._again.extendleft([sequences[half:], sequences[:half]])
+        elif failure.out_of_memory or all(s.alone for s in sequences):
+            for sequence in sequences:
+                self._fail(sequence, failure.prompt_error(sequence.num_tokens))
+        else:
+            for sequence in sequences:
+                sequence.alone = True
+            self._again.extendleft([[s] for s in reversed(sequences)])
+
+    def _free_memory(self, sequences: Many[Sequence]) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        with self._wake:
+            self._scheduler.ran_out_of_memory(sequences)
+
+    def _close_batch(self) -> None:
+        self._batch = None
+        self._admission.release()
+
+    def _forget(self, sequence: Sequence) -> None:
+        self.num_prompts += 1
+        if sequence in self._running:
+            self._running.remove(sequence)
+
+    def _fail(self, sequence: Sequence, error: RamoleError) -> None:
+        self._forget(sequence)
+        if sequence.started or sequence.future.set_running_or_notify_cancel():
+            sequence.future.set_exception(error)
+
+    def _fail_everything(self, error: RamoleError) -> None:
+        with self._wake:
+            waiting = self._scheduler.drain()
+        again = [s for group in self._again for s in group]
+        self._again.clear()
+        for sequence in [*self._running, *again, *waiting]:
+            self._fail(sequence, error)
+        self._close_batch()
+
+    def _sequence(self, request: GenerationRequest, future: "Future[Generation]") -> Sequence:
+        mix = request.mix()
+        self.bank.check_admissible([mix.experts[i] for i in mix.active()])
+        codec = self.base.codec
+        if request.prompt is not None:
+            ids = codec.encode_prompt(request.prompt)
+        else:
+            ids = codec.encode_messages(request.messages or ())
+        ids = codec.fit(ids, self.limit_tokens, request.max_new_tokens, request.on_too_long)
+        return Sequence(
+            request=request,
+            prompt_ids=ids,
+            max_new_tokens=min(request.max_new_tokens, self.limit_tokens - len(ids)),
+            stop_rule=StopRule(codec, self.base.eos_ids, request.stop),
+            arrived_at=self._clock(),
+            mix=mix,
+            future=future,
+        )
+
+    def _run(self) -> None:
+        # Set in this thread: OpenMP keeps the number per thread.
+        torch.set_num_threads(self._num_threads or len(os.sched_getaffinity(0)))
+        while not self._stopped:
+            try:
+                if not self.step():
+                    self._wait()
+            except Exception:  # a bug outside of the guarded steps: nobody may wait for ever
+                log.exception("the engine's own bookkeeping failed")
+                self._fail_everything(PromptError("engine_error", "the engine failed, see its log"))
+                with self._wake:
+                    self._wake.wait(IDLE_TICK_SECONDS)  # whatever it is, do not spin on it
+
+    def _wait(self) -> None:
+        with self._wake:
+            seconds = self._scheduler.wait_seconds(self._clock())
+            if not self._stopped and seconds != 0.0:
+                self._wake.wait(min(IDLE_TICK_SECONDS, seconds or IDLE_TICK_SECONDS))
+
+    def _tick(self) -> None:
+        self.progress_at = self._clock()

@@ -1,0 +1,21 @@
+"""Builds an engine from settings: load, attach, bank, engine."""
+
+import logging
+
+from ramole_core.engine.admission import RouterSource
+from ramole_core.engine.engine import Engine
+from ramole_core.engine.model import load_base
+from ramole_core.mole.attach import attach
+from ramole_core.mole.bank import AdapterBank, AdapterSource
+from ramole_core.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+def build_engine(settings: Settings, adapters: AdapterSource, routers: RouterSource) -> Engine:
+    """An engine that is ready to `start`. Raises ConfigError."""
+    base = load_base(settings)
+    log.info("base model %s on %s, %s (%s)", base.name, base.device, base.dtype, base.reason)
+    mole = attach(base.model)
+    bank = AdapterBank(base.targets, settings.bank_size, adapters, base.device, base.dtype)
+    return Engine(base, mole, bank, routers, settings)

@@ -1,0 +1,44 @@
+"""What went wrong in a step, without the exception: its frames would keep the batch's tensors."""
+
+from dataclasses import dataclass
+
+import torch
+
+from ramole_core.errors import PromptError
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An exception's kind and message."""
+
+    out_of_memory: bool
+    message: str
+
+    @classmethod
+    def of(cls, error: Exception) -> "Failure":
+        """Reads `error`. The CPU's allocator raises a plain RuntimeError; its words tell."""
+        text = f"{type(error).__name__}: {error}"
+        out = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+            isinstance(error, RuntimeError) and "DefaultCPUAllocator" in text
+        )
+        return cls(out, text.splitlines()[0][:300])
+
+    def prompt_error(self, num_tokens: int) -> PromptError:
+        """The error of a prompt of `num_tokens` (answer included) that failed by itself."""
+        if self.out_of_memory:
+            return PromptError(
+                "out_of_memory",
+                f"the prompt and its answer ({num_tokens} tokens) do not fit into memory, even "
+                f"alone ({self.message}); shorten the prompt or lower max_new_tokens",
+            )
+        return PromptError("engine_error", f"the engine failed twice on it: {self.message}")
+
+
+def as_prompt_error(error: Exception, code: str, what: str) -> PromptError:
+    """`error` as it is charged to a prompt: a PromptError stays, others get `code` and become the
+    cause."""
+    if isinstance(error, PromptError):
+        return error
+    charged = PromptError(code, f"{what} cannot be loaded: {error or type(error).__name__}")
+    charged.__cause__ = error
+    return charged

@@ -1,0 +1,164 @@
+"""Loads the base model: any Hugging Face causal LM, from a folder or the hub, or the built-in zoo.
+
+No code from a model repository is ever run. Whatever goes wrong becomes a ConfigError that names
+the variable to set.
+"""
+
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from ramole_core.adapters.base_info import BaseInfo
+from ramole_core.engine.tokens import TextCodec
+from ramole_core.errors import ConfigError
+from ramole_core.mole.attach import target_shapes
+from ramole_core.settings import Settings
+
+ZOO_NAME: Final = "ramole-zoo"
+NO_LIMIT: Final = 1 << 30  # tokenizers without a limit say 10^30
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedBase:
+    """The unwrapped base model and what the engine must know of it."""
+
+    name: str
+    aliases: tuple[str, ...]
+    model: nn.Module
+    codec: TextCodec
+    device: torch.device
+    dtype: torch.dtype
+    reason: str  # why this device and dtype, for the log
+    context_tokens: int
+    eos_ids: frozenset[int]
+    targets: dict[str, tuple[int, int]]  # target linear -> (D_out, D_in)
+    forward_names: frozenset[str]  # arguments that the model's forward takes by name
+
+    @property
+    def tokenizer(self) -> Any:
+        """The Hugging Face tokenizer. Not thread-safe: other threads use `codec`."""
+        return self.codec.tokenizer
+
+    def base_info(self) -> BaseInfo:
+        """What the store keeps of this base model."""
+        return BaseInfo(
+            name=self.name,
+            aliases=self.aliases,
+            targets=self.targets,
+            context_tokens=self.context_tokens,
+        )
+
+
+def load_base(settings: Settings) -> LoadedBase:
+    """Loads model and tokenizer as `settings` say. Raises ConfigError."""
+    device, dtype, reason = choose_device(settings)
+    source, name, aliases = locate(settings)
+    model, tokenizer = _from_pretrained(source, dtype)
+    try:
+        model = model.to(device).eval()
+    except (RuntimeError, torch.OutOfMemoryError) as e:
+        raise ConfigError(
+            f"{source}: does not fit on {device}: {e}; set RAMOLE_DEVICE, RAMOLE_DTYPE or a "
+            "smaller RAMOLE_MODEL"
+        ) from e
+    return describe_base(model, tokenizer, name, aliases, reason)
+
+
+def describe_base(
+    model: nn.Module, tokenizer: Any, name: str, aliases: tuple[str, ...] = (), reason: str = ""
+) -> LoadedBase:
+    """A LoadedBase of a model that is in memory already (not yet attached)."""
+    parameter = next(model.parameters())
+    return LoadedBase(
+        name=name,
+        aliases=aliases,
+        model=model,
+        codec=TextCodec(tokenizer),
+        device=parameter.device,
+        dtype=parameter.dtype,
+        reason=reason,
+        context_tokens=context_limit(model, tokenizer),
+        eos_ids=end_ids(model, tokenizer),
+        targets=target_shapes(model),
+        forward_names=frozenset(inspect.signature(model.forward).parameters),
+    )
+
+
+def choose_device(settings: Settings) -> tuple[torch.device, torch.dtype, str]:
+    """Device, number format and the reason for both. Raises ConfigError."""
+    has_cuda = torch.cuda.is_available()
+    word = settings.device
+    if word == "auto":
+        word, why = ("cuda", "CUDA found") if has_cuda else ("cpu", "no CUDA found")
+    else:
+        why = f"RAMOLE_DEVICE={word}"
+    try:
+        device = torch.device(word)
+    except RuntimeError as e:
+        raise ConfigError(f"RAMOLE_DEVICE={word!r}: use auto, cpu, cuda or cuda:1 …") from e
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"RAMOLE_DEVICE={word!r}: {torch.cuda.device_count()} CUDA devices found; "
+            "use auto or cpu"
+        )
+    if settings.dtype != "auto":
+        return device, getattr(torch, settings.dtype), f"{why}; RAMOLE_DTYPE={settings.dtype}"
+    if device.type != "cuda":
+        return device, torch.float32, f"{why}; float32, the exact format, off CUDA"
+    if torch.cuda.is_bf16_supported():
+        return device, torch.bfloat16, f"{why}; bfloat16, supported by the device"
+    return device, torch.float16, f"{why}; float16, the device has no bfloat16"
+
+
+def locate(settings: Settings) -> tuple[str, str, tuple[str, ...]]:
+    """(what to load, name, aliases) of the base model. Folders are named by their last part."""
+    aliases = settings.model_aliases
+    if not settings.model:
+        from ramole_core.zoo import base_path  # package data, found only when it is used
+
+        return str(base_path()), ZOO_NAME, aliases
+    path = Path(settings.model)
+    if path.exists():
+        return str(path), path.resolve().name, (*aliases, settings.model)
+    if settings.model.startswith((".", "/", "~")):
+        raise ConfigError(f"RAMOLE_MODEL={settings.model!r}: no such folder")
+    return settings.model, settings.model, aliases
+
+
+def context_limit(model: Any, tokenizer: Any) -> int:
+    """Positions the model was made for; the tokenizer's limit when the model names none."""
+    config = model.config.get_text_config(decoder=True)
+    for name in ("max_position_embeddings", "max_seq_len", "n_positions"):
+        limit = getattr(config, name, None)
+        if isinstance(limit, int) and limit > 0:
+            return limit
+    return min(int(getattr(tokenizer, "model_max_length", NO_LIMIT)), NO_LIMIT)
+
+
+def end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Every token id that ends an answer: generation config, config and tokenizer together."""
+    found: set[int] = set()
+    config = model.config.get_text_config(decoder=True)
+    for owner in (getattr(model, "generation_config", None), config, tokenizer):
+        ids = getattr(owner, "eos_token_id", None)
+        found.update([ids] if isinstance(ids, int) else ids or [])
+    return frozenset(found)
+
+
+def _from_pretrained(source: str, dtype: torch.dtype) -> tuple[nn.Module, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # slow to import
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+    except Exception as e:  # transformers raises OSError, ValueError, KeyError, ImportError, …
+        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        raise ConfigError(
+            f"{source}: cannot be loaded as a causal language model: {reason}; set RAMOLE_MODEL "
+            "to a folder or a hub id of one (its own code is never run)"
+        ) from e
+    return model, tokenizer

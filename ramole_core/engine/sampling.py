@@ -1,0 +1,68 @@
+"""The next token of every prompt: greedy, or by temperature and top_p.
+
+Dims: B prompts, V vocabulary. A sampled prompt draws one number per token from its own CPU
+generator, seeded by its request, so what it gets depends on nothing but its own logits.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+import torch
+
+from ramole_core.engine.request import GenerationRequest
+
+NO_TOKEN: Final = -1
+MIN_TEMPERATURE: Final = 1e-6  # a smaller one rounds to 0 in float32
+
+
+class Sampler:
+    """The sampling state of one batch: a generator for each prompt that is not greedy."""
+
+    def __init__(self, requests: Sequence[GenerationRequest]) -> None:
+        self._requests = list(requests)  # B
+        self._generators = [
+            torch.Generator().manual_seed(r.seed) if r.temperature > 0 else None for r in requests
+        ]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drops every prompt but `rows`; the others' random numbers go on unchanged."""
+        self._requests = [self._requests[row] for row in rows]
+        self._generators = [self._generators[row] for row in rows]
+
+    def next_tokens(self, logits: torch.Tensor) -> list[int]:
+        """logits (B, V) -> B token ids; -1 for a prompt whose logits are not numbers."""
+        tokens = logits.argmax(dim=-1)  # (B,)
+        rows = [row for row, g in enumerate(self._generators) if g is not None]
+        if rows:
+            index = torch.tensor(rows, device=logits.device)  # (N,)
+            tokens[index] = self._sample(logits[index].float(), rows)
+        tokens = torch.where(logits.isnan().any(dim=-1), NO_TOKEN, tokens)  # (B,)
+        return list(map(int, tokens.tolist()))
+
+    def _sample(self, logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+        """logits (N, V) float32 of the prompts `rows` -> (N,) token ids."""
+        requests = [self._requests[row] for row in rows]
+        draws = [float(torch.rand((), generator=self._generators[row])) for row in rows]
+        temperature = [max(r.temperature, MIN_TEMPERATURE) for r in requests]
+        top_p = [r.top_p for r in requests]
+        columns = torch.tensor([temperature, top_p, draws], device=logits.device)  # (3, N)
+        return sample_tokens(logits, *columns[..., None].unbind())
+
+
+def sample_tokens(
+    logits: torch.Tensor, temperature: torch.Tensor, top_p: torch.Tensor, draws: torch.Tensor
+) -> torch.Tensor:
+    """Inverse-CDF sampling from the smallest set of likeliest tokens whose mass reaches top_p.
+
+    logits (N, V) float32; temperature, top_p, draws (N, 1), draws in [0, 1) -> (N,) token ids.
+    """
+    best, order = logits.sort(dim=-1, descending=True, stable=True)  # (N, V) each
+    # The subtraction comes first so that a tiny temperature gives -inf, not NaN.
+    probabilities = torch.softmax((best - best[:, :1]) / temperature, dim=-1)  # (N, V)
+    before = probabilities.cumsum(dim=-1) - probabilities  # (N, V), mass of likelier tokens
+    kept = probabilities * (before < top_p)  # (N, V); the likeliest token always stays
+    mass = kept.cumsum(dim=-1)  # (N, V)
+    choice = (mass <= draws * mass[:, -1:]).sum(dim=-1, keepdim=True)  # (N, 1)
+    choice = choice.clamp(max=logits.shape[-1] - 1)
+    last_kept = (kept > 0).sum(dim=-1, keepdim=True) - 1  # rounding must not leave the kept set
+    return order.gather(-1, torch.minimum(choice, last_kept)).squeeze(-1)  # (N,)

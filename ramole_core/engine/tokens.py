@@ -1,0 +1,88 @@
+"""Text to token ids and back. Safe to use from many threads.
+
+A plain prompt gets the tokenizer's default special tokens, messages go through the model's chat
+template. Prompts that leave no room in the context fail or lose their beginning.
+"""
+
+import threading
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from ramole_core.errors import PromptError
+
+
+class TextCodec:
+    """One tokenizer behind a lock: fast tokenizers raise "Already borrowed" across threads."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self._lock = threading.Lock()
+        self._special = frozenset(tokenizer.all_special_ids)
+        self._bos = tokenizer.bos_token_id
+
+    def encode_prompt(self, prompt: str) -> list[int]:
+        """Ids of a plain prompt. Raises PromptError `bad_prompt` for text that is not Unicode."""
+        with self._lock:
+            try:
+                return list(self.tokenizer(prompt, verbose=False)["input_ids"])
+            except (UnicodeError, TypeError) as e:  # lone surrogates
+                raise PromptError("bad_prompt", f"the prompt is not valid Unicode: {e}") from e
+
+    def encode_messages(self, messages: Sequence[tuple[str, str]]) -> list[int]:
+        """Ids of a conversation, ready for the assistant's turn. Raises PromptError
+        `no_chat_template` without a template, `chat_template` when it refuses the messages."""
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise PromptError(
+                "no_chat_template", "the base model has no chat template: send `prompt` instead"
+            )
+        turns = [{"role": role, "content": content} for role, content in messages]
+        with self._lock:
+            try:
+                ids = self.tokenizer.apply_chat_template(
+                    turns, add_generation_prompt=True, tokenize=True, return_dict=False
+                )
+            except Exception as e:  # whatever the template's own code raises
+                raise PromptError("chat_template", f"the chat template refuses: {e}") from e
+        return list(ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids` without special tokens. All ids at once: characters span tokens."""
+        with self._lock:
+            return str(
+                self.tokenizer.decode(
+                    list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+                )
+            )
+
+    def is_special(self, token: int) -> bool:
+        """True for a token that gives no text."""
+        return token in self._special
+
+    def fit(
+        self,
+        ids: list[int],
+        context_tokens: int,
+        max_new_tokens: int,
+        on_too_long: Literal["fail", "truncate"],
+    ) -> list[int]:
+        """`ids` when at least one token of room is left; else, under `truncate`, their end.
+
+        A truncated prompt leaves room for `max_new_tokens`, but for no more than half of the
+        context, and keeps its beginning-of-text token. Raises PromptError `empty_prompt`,
+        `too_long`.
+        """
+        if not ids:
+            raise PromptError("empty_prompt", "the prompt has no tokens")
+        if len(ids) < context_tokens:
+            return ids
+        if on_too_long == "fail":
+            raise PromptError(
+                "too_long",
+                f"the prompt has {len(ids)} tokens, the limit is {context_tokens - 1} (a context "
+                f"of {context_tokens} with room for one token); shorten it or set on_too_long "
+                "to truncate",
+            )
+        room = max(1, context_tokens - max(1, min(max_new_tokens, context_tokens // 2)))
+        if ids[0] == self._bos and room > 1:
+            return [ids[0], *ids[len(ids) - room + 1 :]]
+        return ids[-room:]

@@ -1,0 +1,125 @@
+"""From one prompt's experts to the coefficients that mix them.
+
+Dims: B prompts of a batch, T tokens, K experts of one prompt, P unique experts of the batch.
+Every gate is one formula, `y = W x + Σ_i α_i B_i A_i x`, with its own α (PAPER.md section 2);
+only `fusion` transforms the hidden columns as well (`layer.fused_columns`). Gates:
+
+- `selection`  α = 1 for the most similar expert (without similarities: the first), 0 for others.
+- `mixture`    α_i = 1/k.
+- `fusion`     parameters averaged: (1/k Σ B_i)(1/k Σ A_i), cross terms included.
+- `weights`    α_i as the caller gave them.
+- `mole-plain` α = softmax(s), s_i the router's score (RAMoLE eqs. 6-11).
+- `mole`       α = softmax(s + log_softmax(sim / τ)): the router's scores over the retrieval prior.
+
+Without a router s = 0, so `mole` is the retrieval prior alone and `mole-plain` cannot be answered.
+An expert that lacks a target linear has v_i = 0 there, hence s_i = 0 by the paper's equations: it
+keeps its place in the softmax (and its share of the weight) but contributes nothing to that linear.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from ramole_core.adapters.ref import AdapterRef
+from ramole_core.errors import PromptError
+
+TAU: Final = 0.05
+GATES: Final = ("mole", "mole-plain", "selection", "mixture", "fusion", "weights")
+ROUTED_GATES: Final = ("mole", "mole-plain")
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How one prompt mixes its experts. Raises PromptError when the gate cannot be computed.
+
+    `similarities` and `weights` are aligned with `experts`; an expert may appear only once.
+    """
+
+    gate: str
+    experts: tuple[AdapterRef, ...] = ()
+    similarities: tuple[float | None, ...] = ()
+    weights: tuple[float | None, ...] = ()
+    router: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.gate not in GATES:
+            raise PromptError("bad_gate", f"gate {self.gate!r}: use one of {', '.join(GATES)}")
+        if len(set(self.experts)) != len(self.experts):
+            names = ", ".join(map(str, self.experts))
+            raise PromptError("duplicate_expert", f"an expert stands twice among {names}")
+        if self.gate == "mole-plain" and self.experts and self.router is None:
+            raise PromptError(
+                "no_router", "gate mole-plain needs a trained router; train one or use gate mole"
+            )
+        self._check_values()
+
+    def _check_values(self) -> None:
+        for given in (self.similarities, self.weights):
+            if given and len(given) != len(self.experts):
+                raise PromptError("bad_weight", "one similarity and one weight for each expert")
+        known = [s for s in self.similarities if s is not None]
+        if self.gate == "mole" and known and len(known) < len(self.experts):
+            raise PromptError("bad_similarity", "gate mole needs every similarity, or none")
+        if self.gate == "weights" and (
+            len(self.weights) < len(self.experts) or any(w is None for w in self.weights)
+        ):
+            raise PromptError("bad_weight", "gate weights needs a weight for every expert")
+        if not all(map(math.isfinite, [*known, *(w for w in self.weights if w is not None)])):
+            raise PromptError("bad_weight", "similarities and weights must be finite numbers")
+
+    @property
+    def routed(self) -> bool:
+        """True when the router's scores decide: α depends on the token and the layer."""
+        return self.gate in ROUTED_GATES and self.router is not None and bool(self.experts)
+
+    def active(self) -> tuple[int, ...]:
+        """Places of the experts that can have an effect: only these need to be loaded."""
+        everyone = tuple(range(len(self.experts)))
+        if self.gate == "selection":
+            return everyone and (max(everyone, key=self._similarity),)
+        if self.gate == "weights":
+            return tuple(i for i in everyone if self.weights[i] != 0)
+        return everyone
+
+    def log_prior(self) -> list[float]:
+        """log softmax(sim / τ) over the K experts; 0 for gates and prompts without a prior."""
+        if self.gate != "mole" or any(s is None for s in self.similarities):
+            return [0.0] * len(self.experts)
+        logits = [self._similarity(i) / TAU for i in range(len(self.experts))]
+        top = max(logits, default=0.0)
+        log_total = top + math.log(sum(math.exp(v - top) for v in logits)) if logits else 0.0
+        return [v - log_total for v in logits]
+
+    def static_weights(self) -> list[float]:
+        """α of the K experts when every score is 0: exact for all gates that are not routed."""
+        num = len(self.experts)
+        if num == 0:
+            return []
+        if self.gate == "selection":
+            return [float(i in self.active()) for i in range(num)]
+        if self.gate == "weights":
+            return [float(w) for w in self.weights if w is not None]
+        if self.gate in ("mixture", "fusion"):
+            return [1.0 / num] * num
+        prior = [math.exp(v) for v in self.log_prior()]
+        return [v / sum(prior) for v in prior]
+
+    def _similarity(self, place: int) -> float:
+        value = self.similarities[place] if self.similarities else None
+        return -math.inf if value is None else value
+
+
+def coefficients(
+    scores: torch.Tensor, prior: torch.Tensor, static: torch.Tensor, routed: torch.Tensor | None
+) -> torch.Tensor:
+    """α (B, T, P) in float32 for a batch in which some prompts are routed.
+
+    scores (B, T, P) float32 s_i; prior (B, P) float32, -inf where an expert is not the prompt's;
+    static (B, P) float32 α of the prompts that are not routed; routed (B,) bool, None: all are.
+    """
+    alpha = torch.softmax(scores.float() + prior[:, None], dim=-1)  # (B, T, P)
+    if routed is None:
+        return alpha
+    return torch.where(routed[:, None, None], alpha, static[:, None])  # (B, T, P)

@@ -1,0 +1,230 @@
+"""What goes wrong is charged to the prompts concerned and to nobody else."""
+
+from concurrent.futures import wait
+
+import pytest
+import torch
+
+from ramole_core.adapters.ref import AdapterRef
+from ramole_core.engine.request import Expert, GenerationRequest
+from ramole_core.errors import PromptError, UnavailableError
+
+from ..mole.tiny import random_adapter
+from .tiny import REFS, adapters_for, answers, ask, drain, tiny_engine, tiny_model
+
+
+class Saboteur:
+    """Wraps a runner's method: raises while `when(number of prompts, texts)` says so."""
+
+    def __init__(self, engine, method, error, when):
+        self.original, self.error, self.when, self.sizes = (
+            getattr(engine.runner, method),
+            error,
+            when,
+            [],
+        )
+        setattr(engine.runner, method, self)
+
+    def __call__(self, batch, *rest):
+        sequences = getattr(batch, "sequences", batch)
+        self.sizes.append(len(sequences))
+        if self.when([s.request.prompt for s in sequences]):
+            raise self.error
+        return self.original(batch, *rest)
+
+
+REQUESTS = [ask(text, i % 3, 3, max_new_tokens=6) for i, text in enumerate("abcdefg")]
+
+
+def expected():
+    return answers(tiny_engine(), REQUESTS)
+
+
+def assert_clean(engine):
+    """Nothing is pinned, running or waiting, and the engine still answers."""
+    assert engine._running == []
+    assert all(r.num_pins == 0 for r in engine.bank._residents.values())
+    [answer] = answers(engine, [REQUESTS[0]])
+    assert answer == expected()[0]
+
+
+def test_an_adapter_that_cannot_be_loaded_fails_only_its_prompts():
+    ghost = AdapterRef("ghost", 3)
+    haunted = GenerationRequest("a", experts=(Expert(REFS[0], 0.5), Expert(ghost, 0.4)))
+    engine = tiny_engine()
+    results = answers(engine, [*REQUESTS, haunted])
+    assert results[:-1] == expected()
+    assert results[-1].code == "adapter_unavailable"
+    assert "ghost@3" in str(results[-1])
+    assert_clean(engine)
+
+
+def test_an_adapter_that_does_not_fit_fails_only_its_prompts():
+    adapters = adapters_for(tiny_model())
+    adapters[REFS[1]] = random_adapter({"model.layers.0.mlp.up_proj": (47, 32)}, 2, 0)
+    results = answers(tiny_engine(adapters=adapters), REQUESTS)
+    failed = [i for i, result in enumerate(results) if isinstance(result, PromptError)]
+    assert failed == [1, 4]
+    assert results[1].code == "adapter_unfit"
+    assert [r for r in results if r not in (results[1], results[4])] == [
+        r for i, r in enumerate(expected()) if i not in failed
+    ]
+
+
+def test_an_inactive_expert_need_not_exist():
+    ghost = AdapterRef("ghost", 1)
+    request = GenerationRequest(
+        "a", experts=(Expert(ghost, 0.4), Expert(REFS[0], 0.5)), gate="selection"
+    )
+    [answer] = answers(tiny_engine(), [request])
+    assert answer.weights == (0, 1)
+
+
+def test_a_router_that_cannot_be_loaded_fails_only_the_prompts_that_need_it():
+    routed = [ask("a", 0, 1, gate=g, router="ghost") for g in ("mole", "mole-plain", "mixture")]
+    engine = tiny_engine()
+    first, second, mixture = answers(engine, routed)
+    assert (first.code, second.code) == ("router_unavailable", "router_unavailable")
+    assert mixture.completion_tokens == 12
+
+
+def test_routers_take_turns():
+    requests = [ask("abc", 0, 1, gate="mole-plain", router=f"r{i % 2}") for i in range(6)]
+    results = answers(tiny_engine(), requests)
+    assert results[0].text == results[2].text == results[4].text
+    assert results[1].text == results[3].text == results[5].text
+    for other in (results[2], results[4]):
+        assert other.weights == pytest.approx(results[0].weights, abs=1e-5)
+    assert results[1].weights != pytest.approx(results[0].weights, abs=1e-3)
+
+
+@pytest.mark.parametrize("method", ["start", "step", "keep"])
+def test_out_of_memory_halves_the_batch_and_nobody_loses(method):
+    engine = tiny_engine()
+    requests = [ask(r.prompt, 0, max_new_tokens=4 + i) for i, r in enumerate(REQUESTS)]
+    wanted = answers(tiny_engine(), requests)
+    saboteur = Saboteur(
+        engine, method, torch.OutOfMemoryError("CUDA out of memory"), lambda texts: len(texts) > 2
+    )
+    assert answers(engine, requests) == wanted
+    assert max(saboteur.sizes) == 7
+    assert_clean(engine)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 99 bytes"),
+        MemoryError(),
+    ],
+)
+def test_a_prompt_that_does_not_fit_alone_fails_with_its_size(error):
+    engine = tiny_engine()
+    Saboteur(engine, "start", error, lambda texts: "c" in texts)
+    results = answers(engine, REQUESTS)
+    assert results[2].code == "out_of_memory"
+    assert "(7 tokens)" in str(results[2])
+    assert [r for i, r in enumerate(results) if i != 2] == [
+        r for i, r in enumerate(expected()) if i != 2
+    ]
+
+
+@pytest.mark.parametrize("method", ["start", "step"])
+def test_a_prompt_that_breaks_a_step_fails_and_its_neighbours_are_answered(method):
+    engine = tiny_engine()
+    Saboteur(engine, method, ValueError("boom"), lambda texts: "c" in texts)
+    results = answers(engine, REQUESTS)
+    assert results[2].code == "engine_error"
+    assert "ValueError: boom" in str(results[2])
+    assert [r for i, r in enumerate(results) if i != 2] == [
+        r for i, r in enumerate(expected()) if i != 2
+    ]
+    assert_clean(engine)
+
+
+def test_an_error_that_passes_costs_nobody_an_answer():
+    engine = tiny_engine()
+    calls = []
+    Saboteur(engine, "step", RuntimeError("once"), lambda texts: calls.append(1) or len(calls) == 3)
+    assert answers(engine, REQUESTS) == expected()
+
+
+def test_sampled_answers_survive_a_retry_unchanged():
+    requests = [ask(t, temperature=1.0, seed=i, max_new_tokens=8) for i, t in enumerate("abcd")]
+    wanted = answers(tiny_engine(), requests)
+    engine, calls = tiny_engine(), []
+    Saboteur(
+        engine, "step", torch.OutOfMemoryError(), lambda texts: calls.append(1) or len(calls) == 4
+    )
+    assert answers(engine, requests) == wanted
+
+
+def test_a_prompt_cancelled_before_it_runs_is_never_run():
+    engine = tiny_engine(batch_size=1)
+    futures = [engine.submit(request) for request in REQUESTS[:3]]
+    engine.step()
+    assert not futures[0].cancel()
+    assert futures[1].cancel()
+    drain(engine)
+    assert futures[0].result() == expected()[0]
+    assert futures[1].cancelled()
+    assert futures[2].result() == expected()[2]
+    assert engine.num_prompts == 2
+    assert not wait(futures, timeout=0).not_done, "whoever waits for all of them is told"
+
+
+def test_stop_fails_what_is_pending_running_and_submitted_later():
+    engine = tiny_engine(batch_size=2)
+    futures = [engine.submit(request) for request in REQUESTS]
+    engine.step()
+    futures[-1].cancel()
+    engine.stop()
+    late = engine.submit(REQUESTS[0])
+    assert all(isinstance(f.exception(), UnavailableError) for f in [*futures[:-1], late])
+    assert futures[-1].cancelled()
+    assert not any(r.num_pins for r in engine.bank._residents.values())
+
+
+@pytest.mark.parametrize("at", [1, 3])
+def test_logits_that_are_no_numbers_fail_only_their_prompt(at):
+    engine, calls = tiny_engine(), []
+    forward = engine.runner._forward
+
+    def spoiled(batch, *rest):
+        logits = forward(batch, *rest)
+        calls.append(1)
+        if len(calls) == at:
+            row = [s.request.prompt for s in batch.sequences].index("c")
+            logits[row, 5] = torch.nan
+        return logits
+
+    engine.runner._forward = spoiled
+    results = answers(engine, REQUESTS)
+    assert results[2].code == "not_a_number"
+    assert [r for i, r in enumerate(results) if i != 2] == [
+        r for i, r in enumerate(expected()) if i != 2
+    ]
+    assert_clean(engine)
+
+
+def test_after_running_out_of_memory_the_next_batches_are_smaller():
+    engine = tiny_engine()
+    requests = [ask("abc", max_new_tokens=2) for _ in range(16)]
+    saboteur = Saboteur(engine, "start", torch.OutOfMemoryError(), lambda texts: len(texts) > 6)
+    assert not any(isinstance(r, Exception) for r in answers(engine, requests))
+    assert saboteur.sizes[:3] == [8, 4, 4]
+    assert max(saboteur.sizes[3:]) <= 6
+
+
+def test_running_out_of_memory_while_adapters_are_loaded_halves_the_batch_too():
+    engine = tiny_engine()
+    acquire, pinned = engine.bank.acquire, engine._admission._pinned
+
+    def tight(ref):
+        if len(pinned) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        acquire(ref)
+
+    engine.bank.acquire = tight
+    assert answers(engine, REQUESTS) == expected()

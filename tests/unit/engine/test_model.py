@@ -1,0 +1,101 @@
+"""Loading a base model: names, device, limits, and errors that name the variable to set."""
+
+import pytest
+import torch
+
+from ramole_core.adapters.base_info import BaseInfo
+from ramole_core.engine.factory import build_engine
+from ramole_core.engine.model import choose_device, describe_base, load_base
+from ramole_core.errors import ConfigError
+from ramole_core.mole.attach import target_shapes
+from ramole_core.settings import Settings
+
+from ..mole.tiny import CONFIGS, DictSource, tiny_model
+from .tiny import REFS, Routers, adapters_for, answers, ask, byte_tokenizer, tiny_engine
+
+
+@pytest.fixture
+def folder(tmp_path):
+    path = tmp_path / "tiny-llama"
+    tiny_model().save_pretrained(path)
+    byte_tokenizer().save_pretrained(path)
+    return path
+
+
+def test_a_folder_is_loaded_and_described(folder):
+    base = load_base(Settings(model=str(folder), model_aliases=("org/tiny",), device="cpu"))
+    assert base.name == "tiny-llama"
+    assert base.aliases == ("org/tiny", str(folder))
+    assert (base.device.type, base.dtype) == ("cpu", torch.float32)
+    assert "RAMOLE_DEVICE=cpu" in base.reason
+    assert base.context_tokens == 256
+    assert base.eos_ids == {258}
+    assert base.targets == target_shapes(tiny_model())
+    info = base.base_info()
+    assert BaseInfo.model_validate_json(info.model_dump_json()) == info
+
+
+def test_the_factory_builds_an_engine_that_answers(folder):
+    model = tiny_model()
+    routers = Routers(target_shapes(model))
+    settings = Settings(model=str(folder), device="cpu", batch_interval_seconds=0.0)
+    engine = build_engine(settings, DictSource(adapters_for(model)), routers)
+    requests = [ask("hello", 0, 1, router="r1"), ask("hello", 2, gate="mixture")]
+    assert answers(engine, requests) == answers(tiny_engine(model), requests)
+    assert engine.base.name == "tiny-llama"
+    assert REFS[0] in engine.bank
+
+
+def test_the_zoo_is_the_default():
+    zoo = pytest.importorskip("ramole_core.zoo")
+    if not (zoo.base_path() / "config.json").exists():
+        pytest.skip("the zoo is not built")
+    base = load_base(Settings(device="cpu"))
+    assert base.name == "ramole-zoo"
+    assert base.targets
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_number_format_follows_the_settings(folder, dtype):
+    base = load_base(Settings(model=str(folder), device="cpu", dtype=dtype))
+    assert base.dtype == getattr(torch, dtype)
+    assert dtype in base.reason
+
+
+def test_auto_says_why():
+    device, dtype, reason = choose_device(Settings())
+    wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    assert device.type == wanted
+    assert "CUDA" in reason
+    assert dtype == torch.float32 or wanted == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"device": "gpu9"}, ["RAMOLE_DEVICE", "gpu9"]),
+        ({"device": "cuda:99"}, ["RAMOLE_DEVICE", "cuda:99"]),
+        ({"device": "cpu", "model": "/nowhere/model"}, ["RAMOLE_MODEL", "/nowhere/model"]),
+    ],
+)
+def test_errors_name_the_variable(settings, words):
+    with pytest.raises(ConfigError) as caught:
+        load_base(Settings(**settings))
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_a_folder_that_is_no_model_is_refused_in_one_line(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="RAMOLE_MODEL") as caught:
+        load_base(Settings(model=str(tmp_path), device="cpu"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_every_source_of_end_tokens_counts(kind):
+    model = tiny_model(kind)
+    model.generation_config.eos_token_id = [3, 4]
+    model.config.eos_token_id = 5
+    base = describe_base(model, byte_tokenizer(), "x")
+    assert base.eos_ids == {3, 4, 5, 258}
+    assert base.context_tokens == 256

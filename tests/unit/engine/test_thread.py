@@ -1,0 +1,73 @@
+"""The engine in its own thread: many submitters, counters, an idle life."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor, wait
+
+import pytest
+
+from ramole_core.errors import PromptError
+
+from .tiny import FakeClock, answers, ask, drain, tiny_engine
+
+
+@pytest.fixture
+def running():
+    engine = tiny_engine(clock=time.monotonic, torch_threads=1, batch_interval_seconds=0.002)
+    engine.start()
+    yield engine
+    engine.stop()
+
+
+def test_many_threads_submit_and_each_gets_its_own_answer(running):
+    requests = [ask(f"prompt {i}", i % 8, max_new_tokens=4) for i in range(40)]
+    expected = answers(tiny_engine(), requests)
+    with ThreadPoolExecutor(8) as pool:
+        futures = list(pool.map(running.submit, requests))
+    wait(futures, timeout=60)
+    assert [f.result(0) for f in futures] == expected
+    assert running.num_prompts == 40
+    assert running.num_generated_tokens == sum(r.completion_tokens for r in expected)
+
+
+def test_a_bug_in_the_bookkeeping_leaves_nobody_waiting(running):
+    original = running._scheduler.next_batch
+    seen = threading.Event()
+
+    def broken(now):
+        seen.set()
+        raise ZeroDivisionError
+
+    running._scheduler.next_batch = broken
+    assert seen.wait(30)
+    error = running.submit(ask("a")).exception(timeout=30)
+    assert isinstance(error, PromptError)
+    assert error.code == "engine_error"
+    running._scheduler.next_batch = original
+    assert running.submit(ask("a", max_new_tokens=2)).result(timeout=30).completion_tokens == 2
+
+
+def test_stop_ends_the_thread(running):
+    thread = running._thread
+    running.stop()
+    assert not thread.is_alive()
+
+
+def test_progress_ticks_on_every_step_and_when_idle():
+    clock = FakeClock()
+    engine = tiny_engine(clock=clock, batch_interval_seconds=5.0)
+    assert engine.idle
+    clock.now += 1
+    assert not engine.step()
+    assert engine.progress_at == clock.now
+    future = engine.submit(ask("a", max_new_tokens=3))
+    assert not engine.step(), "one prompt waits for others until the interval is over"
+    clock.now += 5
+    assert engine.step()
+    assert not engine.idle
+    assert engine.num_steps == 1
+    assert engine.progress_at == clock.now
+    drain(engine)
+    assert engine.idle
+    assert future.result().completion_tokens == engine.num_generated_tokens == 3
+    assert (engine.num_prompts, engine.num_steps) == (1, 3)

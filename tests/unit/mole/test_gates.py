@@ -1,0 +1,79 @@
+"""From similarities and weights to coefficients."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ramole_core.adapters.ref import AdapterRef
+from ramole_core.errors import PromptError
+from ramole_core.mole.gates import GATES, TAU, Mix, coefficients
+
+REFS = tuple(AdapterRef(f"a{i}", 1) for i in range(16))
+SIMILARITIES = st.lists(st.floats(-1, 1), min_size=1, max_size=16)
+
+
+@given(SIMILARITIES)
+def test_the_prior_is_the_log_softmax_of_the_similarities(similarities):
+    mix = Mix("mole", REFS[: len(similarities)], tuple(similarities))
+    expected = torch.log_softmax(torch.tensor(similarities, dtype=torch.float64) / TAU, 0)
+    assert mix.log_prior() == pytest.approx(expected.tolist())
+    assert mix.static_weights() == pytest.approx(expected.exp().tolist())
+
+
+@given(SIMILARITIES, st.sampled_from(["mole", "selection", "mixture", "fusion"]))
+def test_static_weights_are_a_distribution_over_the_active_experts(similarities, gate):
+    mix = Mix(gate, REFS[: len(similarities)], tuple(similarities))
+    weights = mix.static_weights()
+    assert sum(weights) == pytest.approx(1)
+    assert all(weights[i] == 0 for i in range(len(weights)) if i not in mix.active())
+
+
+def test_selection_takes_the_most_similar_and_else_the_first():
+    assert Mix("selection", REFS[:3], (0.1, 0.7, 0.2)).static_weights() == [0, 1, 0]
+    assert Mix("selection", REFS[:3], (None,) * 3).active() == (0,)
+    assert Mix("selection", REFS[:2]).active() == (0,)
+
+
+def test_mole_without_similarities_is_uniform():
+    assert Mix("mole", REFS[:4], (None,) * 4).static_weights() == pytest.approx([0.25] * 4)
+
+
+def test_an_expert_of_weight_zero_need_not_be_loaded():
+    assert Mix("weights", REFS[:3], (), (0.5, 0.0, -1.0)).active() == (0, 2)
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_no_experts_is_the_base_model_under_every_gate(gate):
+    mix = Mix(gate)
+    assert (mix.active(), mix.log_prior(), mix.static_weights()) == ((), [], [])
+    assert not mix.routed
+
+
+@pytest.mark.parametrize(
+    ("code", "arguments"),
+    [
+        ("bad_gate", ("mole2", REFS[:1])),
+        ("no_router", ("mole-plain", REFS[:1], (0.5,))),
+        ("duplicate_expert", ("mixture", (REFS[0], REFS[0]))),
+        ("bad_similarity", ("mole", REFS[:2], (0.5, None))),
+        ("bad_weight", ("weights", REFS[:2], (), (0.5, None))),
+        ("bad_weight", ("weights", REFS[:2], (), (0.5,))),
+        ("bad_weight", ("weights", REFS[:1], (), (math.nan,))),
+        ("bad_weight", ("mole", REFS[:1], (math.inf,))),
+        ("bad_weight", ("mole", REFS[:2], (0.5,))),
+    ],
+)
+def test_what_cannot_be_computed_is_refused(code, arguments):
+    with pytest.raises(PromptError) as caught:
+        Mix(*arguments)
+    assert caught.value.code == code
+
+
+def test_large_scores_do_not_overflow_and_foreign_experts_get_nothing():
+    scores = torch.tensor([[[3e4, 2.9e4, 9e9]]], dtype=torch.float32)
+    prior = torch.tensor([[0.0, 0.0, -torch.inf]])
+    alpha = coefficients(scores, prior, torch.zeros(1, 3), torch.tensor([True]))
+    assert alpha.tolist() == [[[1, 0, 0]]]
