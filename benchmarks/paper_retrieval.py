@@ -22,7 +22,7 @@ from typing import Any, Final
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils import logging as transformers_logging
 
 from benchmarks.report import Row, report
 from producer.client import Client
@@ -44,7 +44,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write rows, machine and settings there")
     parser.add_argument("--max-new-tokens", type=int, default=8)
     arguments = parser.parse_args()
-    disable_progress_bar()  # one model is loaded for each adapter
+    # One model is loaded for each adapter.
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     adapters = _lines(arguments.data / "adapter_samples.jsonl")
     prompts = _lines(arguments.data / "prompts.jsonl")
     home = Path(tempfile.mkdtemp(prefix="ramole-paper-"))
@@ -99,7 +100,7 @@ def _upload_all(client: Client, folder: Path, adapters: list[dict[str, Any]]) ->
             init_lora_weights=False,
         )
         path = folder / "adapters" / str(number)
-        get_peft_model(base, config).save_pretrained(path)
+        get_peft_model(base, config).save_pretrained(str(path))
         (path / "README.md").unlink(missing_ok=True)
         client.upload_adapter(path, adapter["adapter"], adapter["samples"])
         _progress(f"uploaded {number + 1} of {len(adapters)} adapters")

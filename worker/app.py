@@ -1,7 +1,7 @@
 """The Celery application of a worker: the measured settings of a thread pool on Redis."""
 
 from celery import Celery
-from kombu import Queue
+from kombu.entity import Queue
 
 from ramole_core import messages
 from ramole_core.settings import Settings

@@ -60,7 +60,7 @@ class Claim:
 class Ledger:
     """The ledger's operations. Raises redis.RedisError when Redis is out of reach."""
 
-    def __init__(self, redis: "Redis[str]", worker: str, lease_seconds: float) -> None:
+    def __init__(self, redis: Redis, worker: str, lease_seconds: float) -> None:
         self._redis = redis
         self._worker = worker
         self._lease_ms = int(lease_seconds * 1000)
@@ -88,7 +88,7 @@ class Ledger:
                 if ready := list(done):
                     pipe.sadd(_job_key(job_id, "done"), *ready)
                 if attempts:
-                    pipe.hset(_job_key(job_id, "attempts"), mapping={**attempts})
+                    pipe.hset(_job_key(job_id, "attempts"), mapping=dict[Any, Any](attempts))
                 pipe.hset(
                     _job_key(job_id, "job"),
                     mapping={"num_shards": num_shards, "priority": priority},
@@ -166,11 +166,12 @@ class Ledger:
 
     def finalising(self) -> list[str]:
         """Jobs with all shards done whose final record may still be missing."""
-        return sorted(self._redis.smembers(FINALISING))
+        return sorted(map(str, self._redis.smembers(FINALISING)))
 
     def progress(self, job_id: str) -> dict[str, str]:
         """Shard -> `done OK FAILED` or `run ANSWERED FAILED`."""
-        return dict(self._redis.hgetall(messages.progress(job_id)))
+        found = self._redis.hgetall(messages.progress(job_id))
+        return {str(shard): str(state) for shard, state in found.items()}
 
     def heartbeat(self, now_seconds: float) -> None:
         """Says that this worker lives; forgets workers silent for an hour."""

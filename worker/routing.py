@@ -60,21 +60,29 @@ def _routed(
     if prompt.error is not None:
         return Routed(prompt, None, PromptError(prompt.error.code, prompt.error.message))
     try:
-        experts = (
-            _explicit(options, manifest, registry)
-            if matches is None
-            else _retrieved(options, matches)
-        )
+        if matches is None:
+            experts, gate = _explicit(options, manifest, registry), "weights"
+        else:
+            experts, gate = _retrieved(options, matches), options.gate
+        return Routed(prompt, _request(prompt, options, manifest, experts, gate))
     except (PromptError, NotFoundError) as e:
         return Routed(prompt, None, PromptError(e.code, str(e)))
+
+
+def _request(
+    prompt: PromptRequest,
+    options: PromptOptions,
+    manifest: Manifest,
+    experts: tuple[Expert, ...],
+    gate: str,
+) -> GenerationRequest:
+    messages = prompt.messages
     seed = options.seed if options.seed is not None else seed_of(manifest.job_id, prompt.index)
-    request = GenerationRequest(
+    return GenerationRequest(
         prompt=prompt.prompt,
-        messages=None
-        if prompt.messages is None
-        else tuple((m.role, m.content) for m in prompt.messages),
+        messages=None if messages is None else tuple((m.role, m.content) for m in messages),
         experts=experts,
-        gate=options.gate if matches is not None else "weights",
+        gate=gate,
         router=manifest.pins.router,
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,
@@ -83,7 +91,6 @@ def _routed(
         stop=options.stop,
         on_too_long=options.on_too_long,
     )
-    return Routed(prompt, request)
 
 
 def _explicit(options: PromptOptions, manifest: Manifest, registry: Registry) -> tuple[Expert, ...]:

@@ -77,12 +77,12 @@ def worker_name() -> str:
     return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
 
 
-def connect(settings: Settings) -> "Redis[str]":
+def connect(settings: Settings) -> Redis:
     """A checked connection pool. Raises BrokerUnavailableError."""
     tls: dict[str, Any] = {}
     if settings.redis_url.startswith("rediss://"):
         tls = {"ssl_cert_reqs": "required", "ssl_ca_certs": settings.broker_ca_file or None}
-    redis: Redis[str] = Redis.from_url(
+    redis = Redis.from_url(
         settings.redis_url,
         decode_responses=True,
         socket_timeout=10,

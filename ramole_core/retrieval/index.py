@@ -49,7 +49,7 @@ class AdapterIndex:
         k = min(k, len(rows))
         if k == 0 or len(queries) == 0:
             return [[] for _ in range(len(queries))]
-        chosen = faiss.SearchParameters(sel=faiss.IDSelectorBatch(rows))
+        chosen = faiss.SearchParameters(sel=faiss.IDSelectorBatch(rows))  # type: ignore[call-arg]
         similarities, found = self._faiss.search(queries, k, params=chosen)  # (N, k) each
         return [
             [

@@ -24,9 +24,9 @@ def example_env() -> dict[str, str]:
 
 
 def compose(env: dict[str, str]) -> dict[str, Any]:
-    """The file as compose reads it: variables replaced, then YAML with merge keys."""
+    """The file as compose reads it: YAML with merge keys, then variables replaced in its texts."""
 
-    def replaced(match: re.Match[str]) -> str:
+    def variable(match: re.Match[str]) -> str:
         name, fallback = match.group(1), match.group(2)
         if env.get(name):
             return env[name]
@@ -34,7 +34,14 @@ def compose(env: dict[str, str]) -> dict[str, Any]:
         assert not required, f"{name} is required and .env.example does not set it"
         return fallback or ""
 
-    return yaml.safe_load(VARIABLE.sub(replaced, TEXT))
+    def replaced(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {key: replaced(value) for key, value in node.items()}
+        if isinstance(node, list):
+            return [replaced(value) for value in node]
+        return VARIABLE.sub(variable, node) if isinstance(node, str) else node
+
+    return dict(replaced(yaml.safe_load(TEXT)))
 
 
 @pytest.fixture

@@ -14,12 +14,12 @@ JOB = "job-1"
 
 
 @pytest.fixture
-def redis(redis_url: str) -> "Redis[str]":
+def redis(redis_url: str) -> Redis:
     return Redis.from_url(redis_url, decode_responses=True)
 
 
 @pytest.fixture
-def ledger(redis: "Redis[str]") -> Ledger:
+def ledger(redis: Redis) -> Ledger:
     return Ledger(redis, "w1", lease_seconds=30)
 
 
@@ -34,13 +34,13 @@ def claimed(ledger: Ledger, shard: str = "00000", max_attempts: int = 3) -> Clai
     return claim
 
 
-def test_a_shard_has_one_owner_at_a_time(ledger: Ledger, redis: "Redis[str]") -> None:
+def test_a_shard_has_one_owner_at_a_time(ledger: Ledger, redis: Redis) -> None:
     adopt(ledger)
     assert claimed(ledger).attempt == 1
     assert Ledger(redis, "w2", 30).claim(ShardRef(JOB, "00000"), 3) == "busy"
 
 
-def test_of_many_racing_claims_one_runs(ledger: Ledger, redis: "Redis[str]") -> None:
+def test_of_many_racing_claims_one_runs(ledger: Ledger, redis: Redis) -> None:
     adopt(ledger)
     verdicts: list[str] = []
 
@@ -60,7 +60,7 @@ def test_an_unknown_job_is_said_to_be_unknown(ledger: Ledger) -> None:
     assert ledger.claim(ShardRef(JOB, "00000"), 3) == "unknown"
 
 
-def test_a_lease_that_ran_out_is_sent_again_and_its_old_owner_is_told(redis: "Redis[str]") -> None:
+def test_a_lease_that_ran_out_is_sent_again_and_its_old_owner_is_told(redis: Redis) -> None:
     short = Ledger(redis, "w1", lease_seconds=0.0)
     adopt(short)
     old = claimed(short)
@@ -71,7 +71,7 @@ def test_a_lease_that_ran_out_is_sent_again_and_its_old_owner_is_told(redis: "Re
     assert not short.release(old)
 
 
-def test_attempts_are_bounded_and_a_drain_gives_its_attempt_back(redis: "Redis[str]") -> None:
+def test_attempts_are_bounded_and_a_drain_gives_its_attempt_back(redis: Redis) -> None:
     ledger = Ledger(redis, "w1", lease_seconds=0.0)
     adopt(ledger)
     assert ledger.release(claimed(ledger, max_attempts=2))
@@ -138,7 +138,7 @@ def test_a_cancelled_job_is_forgotten_and_remembered_as_cancelled(ledger: Ledger
     assert not ledger.finish(claim.ref, 1, 0)
 
 
-def test_workers_are_counted_by_their_heartbeat(redis: "Redis[str]") -> None:
+def test_workers_are_counted_by_their_heartbeat(redis: Redis) -> None:
     for i in range(3):
         Ledger(redis, f"w{i}", 8).heartbeat(100.0 + i)
     ledger = Ledger(redis, "w0", 8)

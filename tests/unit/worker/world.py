@@ -94,7 +94,7 @@ def make_world(
     folder: Path, redis_url: str, worker: str = "w1", lease_seconds: float = 30, **changes: Any
 ) -> World:
     store = changes.get("store") or DirectoryStore(folder / "store")
-    redis: Redis[str] = Redis.from_url(redis_url, decode_responses=True)
+    redis = Redis.from_url(redis_url, decode_responses=True)
     ledger = Ledger(redis, worker, lease_seconds)
     registry = Registry(store)
     shelf = VectorShelf(store, "fake", fake_embed)
