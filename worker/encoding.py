@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from ramole_core.errors import PromptError, RamoleError
+from ramole_core.errors import PromptError, UnavailableError
 from ramole_core.retrieval.encoder import Encoder, Vectors
 
 MAX_TEXTS: Final = 256
@@ -23,6 +23,8 @@ class EncoderService:
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
         self._queue: queue.Queue[tuple[list[str], Future[Vectors]] | None] = queue.Queue()
+        self._lock = threading.Lock()  # nothing is queued behind the end
+        self._stopped = False
         self._thread = threading.Thread(target=self._run, name="encoder", daemon=True)
         self.version = encoder.version
         self.width = encoder.width
@@ -33,15 +35,20 @@ class EncoderService:
 
     def stop(self) -> None:
         """Ends the thread; calls still waiting fail."""
-        self._queue.put(None)
+        with self._lock:
+            self._stopped = True
+            self._queue.put(None)
         self._thread.join()
 
     def encode(self, texts: list[str]) -> Vectors:
-        """(N, D) unit vectors. Blocks. Raises RamoleError when the encoder fails on them."""
+        """(N, D) unit vectors. Blocks. Raises PromptError when the encoder fails on them."""
         if not texts:
             return np.zeros((0, self.width), np.float32)
         future: Future[Vectors] = Future()
-        self._queue.put((texts, future))
+        with self._lock:
+            if self._stopped:
+                raise UnavailableError("the worker is stopping")
+            self._queue.put((texts, future))
         return future.result()
 
     def _run(self) -> None:
@@ -79,4 +86,4 @@ class EncoderService:
         while not self._queue.empty():
             call = self._queue.get_nowait()
             if call is not None:
-                call[1].set_exception(RamoleError("the worker is stopping"))
+                call[1].set_exception(UnavailableError("the worker is stopping"))

@@ -1,0 +1,82 @@
+"""Settings: where they come from, what is refused, what is never shown."""
+
+from pathlib import Path
+
+import pytest
+
+from ramole_core.errors import ConfigError
+from ramole_core.settings import Settings, describe, redacted
+
+
+def test_the_environment_wins_over_the_file_and_the_caller_over_both(tmp_path: Path) -> None:
+    (tmp_path / "ramole.toml").write_text('batch_size = 4\nbank_size = 7\nmodel_aliases = ["a"]\n')
+    env = {"RAMOLE_HOME": str(tmp_path), "RAMOLE_BATCH_SIZE": "5"}
+    settings = Settings.load(env)
+    assert (settings.batch_size, settings.bank_size, settings.model_aliases) == (5, 7, ("a",))
+    assert Settings.load(env, batch_size=6).batch_size == 6
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("RAMOLE_BATCHSIZE", "4", "no such setting"),
+        ("RAMOLE_BATCH_SIZE", "0", "RAMOLE_BATCH_SIZE='0': must be a number from 1 to 4096"),
+        ("RAMOLE_BATCH_SIZE", "many", "a number"),
+        ("RAMOLE_DTYPE", "int4", "one of auto, float32"),
+        ("RAMOLE_LEASE_SECONDS", "nan", "a number"),
+    ],
+)
+def test_unknown_names_and_bad_values_are_refused_with_the_variable(
+    variable: str, value: str, said: str
+) -> None:
+    with pytest.raises(ConfigError, match=variable) as caught:
+        Settings.load({variable: value})
+    assert said in str(caught.value)
+
+
+def test_a_broken_or_unknown_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "ramole.toml").write_text("batch_size = [")
+    with pytest.raises(ConfigError, match="ramole.toml: not a readable TOML"):
+        Settings.load({}, home=tmp_path)
+    (tmp_path / "ramole.toml").write_text("colour = 'red'")
+    with pytest.raises(ConfigError, match="colour: no such setting"):
+        Settings.load({}, home=tmp_path)
+
+
+def test_secrets_are_not_shown() -> None:
+    settings = Settings.load({"RAMOLE_STORE_SECRET_KEY": "hush", "RAMOLE_STORE_ACCESS_KEY": "me"})
+    assert "hush" not in repr(settings) and "me'" not in repr(settings)
+    assert redacted("redis://user:hush@h:1/0") == "redis://***@h:1/0"
+    broker = Settings.load({"RAMOLE_BROKER_URL": "redis://:hush@h:1/0"})
+    assert "hush" not in repr(broker)
+
+
+def test_a_long_home_gets_a_short_socket(tmp_path: Path) -> None:
+    deep = tmp_path / ("x" * 60) / ("y" * 60)
+    assert len(str(Settings.load({}, home=deep).socket_path)) < 108
+    assert Settings.load({}, home=Path("/srv/r")).socket_path == Path("/srv/r/broker.sock")
+
+
+@pytest.mark.parametrize("name", ["plain", "with space", "ünï#q?", "per%20cent"])
+def test_redis_and_kombu_find_the_socket_of_any_home(name: str, tmp_path: Path) -> None:
+    from kombu import Connection
+    from redis import Redis
+
+    from ramole_core import messages
+    from tests.servers import redis_server
+
+    home = tmp_path / name
+    home.mkdir()
+    settings = Settings.load({}, home=home)
+    with redis_server(settings.socket_path.parent):
+        (settings.socket_path.parent / "r.sock").rename(settings.socket_path)
+        assert Redis.from_url(settings.redis_url).ping()
+        options = messages.celery_settings(settings)["broker_transport_options"]
+        with Connection(settings.celery_url, transport_options=options) as connection:
+            connection.ensure_connection(max_retries=1, timeout=5)
+
+
+def test_every_setting_is_described() -> None:
+    rows = describe()
+    assert all(variable.startswith("RAMOLE_") and meaning for variable, _, meaning in rows)
+    assert len(rows) == len({variable for variable, _, _ in rows})

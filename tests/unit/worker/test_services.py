@@ -1,0 +1,251 @@
+"""The parts around the shards: encoder service, leases, reaper, requests, announcements."""
+
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ramole_core import keys, messages
+from ramole_core.adapters.base_info import BaseInfo
+from ramole_core.adapters.ref import AdapterRef
+from ramole_core.adapters.registry import Registry
+from ramole_core.errors import ConfigError, NotFoundError, PromptError, RamoleError
+from ramole_core.jobs import PromptRequest
+from ramole_core.retrieval.encoder import Vectors
+from ramole_core.settings import Settings
+from ramole_core.store.directory import DirectoryStore
+from tests.servers import wait_until
+from tests.unit.worker.world import WIDTH, World, fake_embed, make_world, put_job
+from worker.announce import announce_base, announce_encoder
+from worker.encoding import EncoderService
+from worker.housekeeping import Housekeeper
+from worker.ledger import Claim, ShardRef
+from worker.requests import answer
+
+
+class FakeEncoder:
+    """Counts calls; a text `poison` breaks the batch it is in; `gate` holds the first call."""
+
+    version, width = "fake-1", WIDTH
+
+    def __init__(self) -> None:
+        self.calls: list[list[str]] = []
+        self.entered, self.gate = threading.Event(), threading.Event()
+        self.gate.set()
+
+    def encode(self, texts: list[str]) -> Vectors:
+        self.calls.append(texts)
+        self.entered.set()
+        self.gate.wait(10)
+        if "poison" in texts:
+            raise ValueError("a bug in the model")
+        return fake_embed(texts)
+
+
+@pytest.fixture
+def encoder() -> FakeEncoder:
+    return FakeEncoder()
+
+
+def encode_in_threads(service: EncoderService, calls: list[list[str]]) -> list[Any]:
+    answers: list[Any] = [None] * len(calls)
+
+    def work(i: int) -> None:
+        try:
+            answers[i] = service.encode(calls[i])
+        except RamoleError as e:
+            answers[i] = e
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=20)
+    return answers
+
+
+def test_texts_of_many_callers_are_embedded_together_and_each_gets_its_own(
+    encoder: FakeEncoder,
+) -> None:
+    service = EncoderService(encoder)  # type: ignore[arg-type]
+    encoder.gate.clear()
+    service.start()
+    first = threading.Thread(target=service.encode, args=(["first"],))
+    first.start()
+    encoder.entered.wait(10)
+    calls = [["a", "b"], ["c"], []]
+    threading.Timer(0.05, encoder.gate.set).start()
+    answers = encode_in_threads(service, calls)
+    first.join(timeout=10)
+    service.stop()
+    for call, found in zip(calls, answers, strict=True):
+        assert np.array_equal(found, fake_embed(call))
+    assert len(encoder.calls) <= 3
+
+
+def test_a_text_that_breaks_the_encoder_fails_its_own_call_only(encoder: FakeEncoder) -> None:
+    service = EncoderService(encoder)  # type: ignore[arg-type]
+    calls = [["good"], ["poison"], ["also good"]]
+    service._queue.put((["queued"], threading_future()))
+    service.start()
+    answers = encode_in_threads(service, calls)
+    assert isinstance(answers[1], PromptError) and answers[1].code == "encoder_failed"
+    assert np.array_equal(answers[0], fake_embed(["good"]))
+    assert np.array_equal(service.encode(["still there"]), fake_embed(["still there"]))
+    service.stop()
+
+
+def threading_future() -> Any:
+    from concurrent.futures import Future
+
+    return Future()
+
+
+def test_a_stopped_encoder_leaves_nobody_waiting(encoder: FakeEncoder) -> None:
+    service = EncoderService(encoder)  # type: ignore[arg-type]
+    service.start()
+    service.stop()
+    with pytest.raises(RamoleError, match="stopping"):
+        service.encode(["late"])
+
+
+def test_leases_are_renewed_while_the_engine_moves_and_not_when_it_is_stuck(
+    tmp_path: Path, redis_url: str
+) -> None:
+    world = make_world(tmp_path, redis_url, lease_seconds=30)
+    put_job(world.store, "j", [PromptRequest(index=0, prompt="a")])
+    world.desk.start("j")
+    claim = world.ledger.claim(ShardRef("j", "00000"), 3)
+    assert isinstance(claim, Claim)
+    alive = True
+    world.leases._is_alive = lambda: alive
+    with world.leases.holding(claim):
+        world.leases.beat()
+        assert not world.leases.is_lost(claim)
+        alive = False
+        before = world.ledger._redis.zscore("ramole:running", claim.ref.member)
+        world.leases.beat()
+        assert world.ledger._redis.zscore("ramole:running", claim.ref.member) == before
+        alive = True
+        world.ledger.forget("j")
+        world.leases.beat()
+        assert world.leases.is_lost(claim)
+    assert not world.leases.is_lost(claim)
+
+
+class FakeUploads:
+    def __init__(self) -> None:
+        self.ids: list[str] = []
+
+    def waiting(self, before_seconds: float) -> list[str]:
+        return self.ids
+
+
+@pytest.fixture
+def world(tmp_path: Path, redis_url: str) -> World:
+    return make_world(tmp_path, redis_url)
+
+
+def housekeeper(world: World, uploads: FakeUploads, sent: list[Any]) -> Housekeeper:
+    settings = Settings.load({}, reaper_seconds=0.1)
+    return Housekeeper(
+        world.ledger,
+        world.dispatcher,
+        world.desk,
+        uploads,  # type: ignore[arg-type]
+        Registry(world.store),
+        lambda name, args, queue: sent.append((name, args, queue)),
+        settings,
+    )
+
+
+def test_the_reaper_takes_in_jobs_whose_message_was_lost(world: World) -> None:
+    put_job(world.store, "j", [PromptRequest(index=0, prompt="a")])
+    housekeeper(world, FakeUploads(), []).reap()
+    assert [args for _, args in world.sent] == [["j", "00000"]]
+
+
+def test_the_reaper_ends_a_job_whose_last_worker_died_before_the_final_record(
+    world: World,
+) -> None:
+    put_job(world.store, "j", [PromptRequest(index=0, prompt="a")])
+    world.desk.start("j")
+    world.store.put(keys.output_shard("j", "00000"), b'{"index":0,"text":"x"}\n')
+    assert world.ledger.finish(ShardRef("j", "00000"), 1, 0)  # and then the worker dies
+    housekeeper(world, FakeUploads(), []).reap()
+    assert world.store.exists(keys.finished("j"))
+
+
+def test_the_reaper_sends_uploads_again(world: World) -> None:
+    uploads, sent = FakeUploads(), []
+    uploads.ids = ["u-1"]
+    housekeeper(world, uploads, sent).reap()
+    assert sent == [(messages.REGISTER_ADAPTER, ["u-1"], messages.CONTROL_QUEUE)]
+
+
+def test_only_one_worker_reaps_at_a_time(world: World) -> None:
+    put_job(world.store, "j", [PromptRequest(index=0, prompt="a")])
+    world.ledger.try_lock("ramole:lock:reaper", 60)
+    housekeeper(world, FakeUploads(), []).reap()
+    assert world.sent == []
+
+
+def test_a_failing_round_is_survived(world: World) -> None:
+    keeper = housekeeper(world, FakeUploads(), [])
+    rounds: list[float] = []
+
+    def broken() -> None:
+        rounds.append(time.monotonic())
+        raise [OSError("disk"), ValueError("bug"), NotFoundError("x")][len(rounds) % 3]
+
+    thread = threading.Thread(target=keeper._every, args=(0.01, broken))
+    thread.start()
+    wait_until(lambda: len(rounds) >= 4)
+    keeper._stop.set()
+    thread.join(timeout=5)
+    assert not thread.is_alive()
+
+
+def test_a_search_is_answered_and_a_bad_one_gets_its_error(world: World) -> None:
+    retriever = world.runner._retriever
+    store = world.store
+    store.put(keys.request("r1"), json.dumps({"kind": "search", "text": "abc"}).encode())
+    answer("r1", store, retriever)
+    assert json.loads(store.get(keys.reply("r1"))) == {"adapters": [], "error": None}
+    store.put(keys.request("r2"), b'{"kind": "shell", "text": "rm"}')
+    answer("r2", store, retriever)
+    assert json.loads(store.get(keys.reply("r2")))["error"]["code"] == "invalid_input"
+    answer("gone", store, retriever)
+    assert not store.exists(keys.reply("gone"))
+
+
+def base(name: str = "b", width: int = 4, aliases: tuple[str, ...] = ()) -> BaseInfo:
+    return BaseInfo(name=name, aliases=aliases, targets={"q": (width, 4)}, context_tokens=8)
+
+
+def test_a_store_keeps_the_base_and_the_encoder_of_its_first_worker(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path)
+    announce_base(store, base())
+    announce_base(store, base(aliases=("other",)))
+    assert BaseInfo.model_validate_json(store.get(keys.BASE)).aliases == ("other",)
+    for other in (base("c"), base(width=8)):
+        with pytest.raises(ConfigError, match="RAMOLE_MODEL"):
+            announce_base(store, other)
+    announce_encoder(store, "e1")
+    announce_encoder(store, "e1")
+    with pytest.raises(ConfigError, match="RAMOLE_ENCODER"):
+        announce_encoder(store, "e2")
+
+
+def test_adapters_that_have_no_vector_yet_are_described_from_their_samples(world: World) -> None:
+    shelf = world.runner._retriever._shelf
+    ref = AdapterRef("a", 1)
+    world.store.put(keys.adapter(ref) + "samples.jsonl", b'"one"\n"two"\n')
+    vector = shelf.vector(ref)
+    assert abs(float(np.linalg.norm(vector)) - 1) < 1e-6
+    assert np.array_equal(vector, shelf.vector(ref))
+    assert world.store.exists(keys.vector("fake", ref))
