@@ -80,7 +80,7 @@ STORE_ONLY = {"jobs", "results", "list", "show", "remove", "retry"}
 def run_all(
     commands: dict[str, list[str]], **variables: str
 ) -> dict[str, tuple["subprocess.CompletedProcess[str]", float]]:
-    """Runs the commands two at a time; name -> (what came of it, seconds)."""
+    """Runs the commands six at a time; name -> (what came of it, seconds)."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("RAMOLE_")} | variables
 
     def run(words: list[str]) -> tuple["subprocess.CompletedProcess[str]", float]:
@@ -89,7 +89,7 @@ def run_all(
         done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60)
         return done, time.monotonic() - began
 
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(6) as pool:
         return dict(zip(commands, pool.map(run, commands.values()), strict=True))
 
 
