@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from producer.broker import Broker
-from producer.pins import read_base
+from producer.pins import read_base, read_registry
 from producer.polling import Clock
 from producer.replies import REPLY_SECONDS, await_reply, require_worker
 from ramole_core import messages
@@ -20,7 +20,7 @@ from ramole_core.adapters.ref import AdapterRef
 from ramole_core.adapters.registry import Registry
 from ramole_core.adapters.samples import check_samples, read_samples
 from ramole_core.adapters.staging import checked_adapter_name, new_upload_id, stage_upload
-from ramole_core.errors import AdapterRefusedError
+from ramole_core.errors import AdapterRefusedError, NotFoundError
 from ramole_core.jobs import Wire, utc_now
 from ramole_core.settings import Settings
 from ramole_core.store import ObjectStore
@@ -78,13 +78,16 @@ class Adapters:
     ) -> Upload:
         """Checks the folder here, stages it and waits for a worker's verdict.
 
-        Raises AdapterRefusedError, UnavailableError, TimedOutError.
+        Raises NotFoundError, AdapterRefusedError, UnavailableError, TimedOutError.
         """
+        for path in (folder, samples):
+            if isinstance(path, Path) and not path.exists():
+                raise NotFoundError(f"{path}: no such file or folder")
         base = read_base(self._store)
         checked_adapter_name(name)
         texts = read_samples(samples) if isinstance(samples, Path) else check_samples(samples)
         checked = check_folder(folder, base, Limits.from_settings(self._settings))
-        self._registry().check_name(name, self._owner())
+        read_registry(self._store).check_name(name, self._owner())
         if wait:
             require_worker(self._broker)
         else:
@@ -120,26 +123,27 @@ class Adapters:
 
     def rows(self, with_removed: bool = False) -> list[AdapterRow]:
         """The active version of every adapter, by name; with all old and removed ones if asked."""
-        registry = self._registry()
+        registry = read_registry(self._store)
         active = registry.active()
         rows = [row for name in registry.names() for row in _rows(registry, active, name)]
         return [row for row in rows if with_removed or row.active]
 
     def details(self, name: str, version: int | None = None) -> AdapterDetails:
         """All versions of an adapter and the card of one. Raises NotFoundError."""
-        registry = self._registry()
+        registry = read_registry(self._store)
         ref = registry.resolve(name, version)
         rows = tuple(_rows(registry, registry.active(), name))
         return AdapterDetails(name=name, versions=rows, card=read_card(self._store, ref))
 
     def remove(self, name: str, version: int | None = None) -> list[AdapterRef]:
-        """Removes one version, or all of a name. Raises NotFoundError, AdapterRefusedError."""
-        return Registry(self._store).remove(name, version, self._owner())
+        """Removes one version, or all of a name; returns those that still stood.
 
-    def _registry(self) -> Registry:
-        registry = Registry(self._store)
-        registry.refresh()
-        return registry
+        Raises NotFoundError, AdapterRefusedError.
+        """
+        registry = read_registry(self._store)
+        before = {v.ref for v in registry.versions(name) if v.removed is not None}
+        removed = registry.remove(name, version, self._owner())
+        return [ref for ref in removed if ref not in before]
 
     def _owner(self) -> str:
         """Who uploads: the store credential of a shared store, else the user of this machine."""

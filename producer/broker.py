@@ -5,7 +5,6 @@ name server that does not answer. Nothing decided here is the truth; that lies i
 """
 
 import threading
-import time
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
@@ -16,7 +15,6 @@ from ramole_core.settings import Settings, redacted
 CONNECT_SECONDS: Final = 2.0
 ANSWER_SECONDS: Final = 3.0
 CALL_SECONDS: Final = 7.0
-ALIVE_SECONDS: Final = 15.0
 
 T = TypeVar("T")
 
@@ -49,10 +47,15 @@ class Broker:
         return {str(shard): str(text) for shard, text in found.items()}
 
     def live_workers(self, since: float = 0.0) -> list[str]:
-        """Names of the workers whose heartbeat is fresh (and not older than Unix time `since`)."""
-        oldest = max(time.time() - ALIVE_SECONDS, since)
+        """Workers whose heartbeat is fresh and not older than `since` (Redis' clock: `now`)."""
+        oldest = max(self.now() - messages.ALIVE_SECONDS, since)
         found = self._call(lambda: self._redis().zrangebyscore(messages.WORKERS, oldest, "+inf"))
         return [str(name) for name in found]
+
+    def now(self) -> float:
+        """Unix time by Redis' clock, which all heartbeats are stamped with."""
+        seconds, microseconds = self._call(lambda: self._redis().time())
+        return float(seconds) + float(microseconds) / 1e6
 
     def info(self) -> dict[str, Any]:
         """What the server says of itself, with its maxmemory-policy."""
@@ -122,10 +125,8 @@ def _redis_client(settings: Settings) -> Any:
         "socket_connect_timeout": CONNECT_SECONDS,
         "socket_timeout": ANSWER_SECONDS,
         "retry": Retry(NoBackoff(), 0),
-        "decode_responses": True,
+        **messages.redis_options(settings),
     }
-    if settings.redis_url.startswith("rediss://"):
-        options["ssl_ca_certs"] = settings.broker_ca_file or None
     try:
         return redis.Redis.from_url(settings.redis_url, **options)
     except ValueError as e:

@@ -19,7 +19,6 @@ from typing import Any, Final
 
 from producer.adapters import UPLOAD_SECONDS, AdapterDetails, AdapterRow, Adapters, Upload
 from producer.broker import Broker
-from producer.job_files import JobFiles
 from producer.job_options import job_options
 from producer.job_status import JobStatus, StatusReader
 from producer.polling import Clock, poll
@@ -37,6 +36,7 @@ from ramole_core.errors import (
     NotFoundError,
     TimedOutError,
 )
+from ramole_core.job_files import JobFiles
 from ramole_core.jobs import PromptRequest, PromptResult, checked_name, new_job_id, utc_now
 from ramole_core.settings import Settings
 from ramole_core.store import ObjectStore, open_store
@@ -149,14 +149,14 @@ class Client:
         """Stops a job; shards that are finished keep their results. Raises ConflictError."""
         job = JobFiles(self.store, job_id)
         job.manifest()
-        if job.cancelled_at() is None:
-            finished = job.finished()
-            if finished is not None:
-                raise ConflictError(f"job {job_id} has ended already ({finished.state()})")
-            self.broker.check()
-            record = to_json({"cancelled_at": utc_now().isoformat(timespec="milliseconds")})
-            self.store.create(keys.cancelled(job_id), record)
-            self.broker.send(messages.START_JOB, job_id)  # workers look at the job and let go
+        finished = job.finished()
+        if finished is not None:
+            raise ConflictError(f"job {job_id} has ended already ({finished.state()})")
+        self.broker.check()
+        record = to_json({"cancelled_at": utc_now().isoformat(timespec="milliseconds")})
+        self.store.put(keys.cancelling(job_id), b"")  # found by listing when the message is lost
+        self.store.create(keys.cancelled(job_id), record)
+        self.broker.send(messages.START_JOB, job_id)  # workers look at the job and let go
         return self.status(job_id)
 
     def retry(self, job_id: str) -> SubmittedJob:

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from producer.readers.record import first_reason
+from producer.reasons import first_reason
 from ramole_core.errors import InvalidInputError
 from ramole_core.jobs import AdapterChoice, JobOptions, parse_time, utc_now
 
@@ -19,7 +19,13 @@ def job_options(given: dict[str, Any]) -> JobOptions:
     try:
         return JobOptions.model_validate(given)
     except ValidationError as e:
-        raise InvalidInputError(f"option {first_reason(e)}") from e
+        raise InvalidInputError(first_reason(e, flag)) from e
+
+
+def flag(option: str) -> str:
+    """The flag that sets an option; a name that is none stays as it is."""
+    known = option in JobOptions.model_fields
+    return "--" + re.sub("adapters$", "adapter", option).replace("_", "-") if known else option
 
 
 def duration_seconds(text: str) -> float:
@@ -37,18 +43,25 @@ def deadline(text: str, now: datetime.datetime | None = None) -> str:
     """A duration from now, or an ISO time (local when it names no zone), as ISO with a zone."""
     now = now or utc_now()
     try:
-        moment = parse_time(text).astimezone(datetime.UTC)
-    except ValueError:
-        try:
-            moment = now + datetime.timedelta(seconds=duration_seconds(text))
-        except (InvalidInputError, OverflowError) as e:
-            raise InvalidInputError(
-                f"deadline {text[:40]!r}: use a duration (8h, 30m) "
-                "or a time (2026-01-31T06:00+01:00)"
-            ) from e
+        moment = _moment(text, now)
+    except InvalidInputError as e:
+        raise InvalidInputError(
+            f"deadline {text[:40]!r}: use a duration (8h, 30m) or a time (2026-01-31T06:00+01:00)"
+        ) from e
+    except OverflowError as e:
+        raise InvalidInputError(
+            f"deadline {text[:40]!r} is too far away; the calendar ends with the year 9999"
+        ) from e
     if moment <= now:
         raise InvalidInputError(f"deadline {text[:40]!r} has passed already")
     return moment.isoformat(timespec="seconds")
+
+
+def _moment(text: str, now: datetime.datetime) -> datetime.datetime:
+    try:
+        return parse_time(text).astimezone(datetime.UTC)
+    except ValueError:
+        return now + datetime.timedelta(seconds=duration_seconds(text))
 
 
 def adapter_choice(text: str) -> AdapterChoice:
@@ -64,8 +77,8 @@ def adapter_choice(text: str) -> AdapterChoice:
             weight=float(weight) if weight else 1.0,
         )
     except ValidationError as e:
-        raise InvalidInputError(f"adapter {text[:120]!r}: {first_reason(e)}") from e
+        raise InvalidInputError(f"--adapter {text[:120]!r}: {first_reason(e)}") from e
     except ValueError as e:
         raise InvalidInputError(
-            f"adapter {text[:120]!r}: use NAME, NAME@VERSION or NAME@VERSION=WEIGHT"
+            f"--adapter {text[:120]!r}: use NAME, NAME@VERSION or NAME@VERSION=WEIGHT"
         ) from e

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from pydantic import Field
 
 from producer.broker import Broker
-from producer.job_files import JobFiles
+from ramole_core.job_files import JobFiles
 from ramole_core.jobs import JobState, Manifest, Wire
 from ramole_core.store import ObjectStore
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from ramole_core import keys
 from ramole_core.adapters.base_info import BaseInfo
+from ramole_core.adapters.ref import AdapterRef
 from ramole_core.adapters.registry import Registry
 from ramole_core.errors import InvalidInputError, NotFoundError, UnavailableError
 from ramole_core.jobs import JobOptions, Pins
@@ -26,10 +27,13 @@ def current_pins(store: ObjectStore, options: JobOptions) -> Pins:
             "gate 'mole-plain' needs a trained router and none is active; "
             "use --gate mole, which works without one"
         )
-    registry = Registry(store)
-    registry.refresh()
-    for choice in options.adapters or ():
-        _check_known(registry, choice.name, choice.version)
+    registry = read_registry(store)
+    for name in options.allow_adapters or ():
+        known_adapter(registry, name)
+    chosen = [known_adapter(registry, c.name, c.version) for c in options.adapters or ()]
+    twice = next((ref for ref in chosen if chosen.count(ref) > 1), None)
+    if twice is not None:
+        raise InvalidInputError(f"--adapter: {twice} is given twice")
     return Pins(
         base=base.fingerprint,
         encoder=active["encoder"],
@@ -38,9 +42,17 @@ def current_pins(store: ObjectStore, options: JobOptions) -> Pins:
     )
 
 
-def _check_known(registry: Registry, name: str, version: int | None) -> None:
+def read_registry(store: ObjectStore) -> Registry:
+    """The registry as it stands now."""
+    registry = Registry(store)
+    registry.refresh()
+    return registry
+
+
+def known_adapter(registry: Registry, name: str, version: int | None = None) -> AdapterRef:
+    """The adapter that is meant. Raises InvalidInputError when there is none."""
     try:
-        registry.resolve(name, version)
+        return registry.resolve(name, version)
     except NotFoundError as e:
         raise InvalidInputError(f"{e}; `ramole adapters list` shows what there is") from e
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from producer.job_files import JobFiles
 from ramole_core.errors import InvalidInputError
+from ramole_core.job_files import JobFiles
 from ramole_core.jobs import PromptRequest
 from ramole_core.store import ObjectStore
 

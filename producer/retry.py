@@ -3,7 +3,7 @@
 import re
 from typing import Final
 
-from producer.job_files import JobFiles
+from ramole_core.job_files import JobFiles
 from ramole_core.store import ObjectStore
 
 _SUFFIX: Final = re.compile(r"-retry-\d+$")

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 from producer.broker import Broker
-from producer.job_files import JobFiles
 from producer.pins import current_pins
 from producer.shards import ShardWriter
 from ramole_core import keys, messages
@@ -20,6 +19,7 @@ from ramole_core.errors import (
     InvalidInputError,
     RamoleError,
 )
+from ramole_core.job_files import JobFiles
 from ramole_core.jobs import JobOptions, Manifest, Pins, PromptRequest, Wire, utc_now
 from ramole_core.store import ObjectStore
 

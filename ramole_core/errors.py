@@ -63,6 +63,12 @@ class BrokerUnavailableError(UnavailableError):
     code = "broker_unavailable"
 
 
+class TooLargeError(RamoleError):
+    """Raised when an object is too large to be created in one conditional write."""
+
+    code = "too_large"
+
+
 class ConflictError(RamoleError):
     """Raised when something that may exist once exists already with other content."""
 

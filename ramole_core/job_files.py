@@ -1,9 +1,12 @@
 """One job as it lies in the store: manifest, inputs, outputs, how it ended. Needs no Redis."""
 
+import json
 from collections.abc import Iterator
 
+from pydantic import ValidationError
+
 from ramole_core import keys
-from ramole_core.errors import NotFoundError
+from ramole_core.errors import ConflictError, NotFoundError
 from ramole_core.jobs import (
     Finished,
     Manifest,
@@ -23,12 +26,16 @@ class JobFiles:
         self._store = store
 
     def manifest(self) -> Manifest:
-        """The job's manifest."""
+        """The job's manifest. Raises ConflictError when it cannot be read."""
         try:
             return Manifest.model_validate_json(self._store.get(keys.manifest(self.job_id)))
         except NotFoundError as e:
             raise NotFoundError(
                 f"there is no job {self.job_id}; `ramole jobs` lists what there is"
+            ) from e
+        except ValidationError as e:
+            raise ConflictError(
+                f"{keys.manifest(self.job_id)} is not a manifest of this version: {e.errors()[0]}"
             ) from e
 
     def find_manifest(self) -> Manifest | None:
@@ -80,6 +87,7 @@ class JobFiles:
         return map(PromptRequest.model_validate_json, data.splitlines())
 
     def count(self, shard: str) -> tuple[int, int]:
-        """(answered, failed) of one finished shard."""
-        failed = sum(result.error is not None for result in self.results(shard))
-        return len(self.output_lines(shard)) - failed, failed
+        """(answered, failed) of one finished shard. Raises NotFoundError."""
+        lines = self.output_lines(shard)
+        failed = sum(json.loads(line).get("error") is not None for line in lines)
+        return len(lines) - failed, failed

@@ -10,6 +10,7 @@ from ramole_core.adapters.ref import AdapterRef
 BASE: Final = "base.json"
 ACTIVE: Final = "active.json"
 LIVE_JOBS: Final = "live/"
+CANCELLING_JOBS: Final = "cancelling/"
 JOBS: Final = "jobs/"
 STAGING: Final = "staging/"
 REGISTRY_LOG: Final = "registry/log/"
@@ -58,6 +59,11 @@ def finished(job_id: str) -> str:
 def cancelled(job_id: str) -> str:
     """Created once by the producer that cancels."""
     return f"jobs/{job_id}/cancelled.json"
+
+
+def cancelling(job_id: str) -> str:
+    """Empty marker of a cancellation that no worker has seen yet."""
+    return f"{CANCELLING_JOBS}{job_id}"
 
 
 def live(job_id: str) -> str:

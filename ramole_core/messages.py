@@ -20,12 +20,21 @@ PRIORITY: Final[dict[Priority, int]] = {"high": 0, "normal": 5, "low": 9}  # 0 i
 PRIORITY_STEPS: Final = [0, 5, 9]
 VISIBILITY_SECONDS: Final = 1800
 
-WORKERS: Final = f"{KEY_PREFIX}workers"  # zset: worker name -> Unix time of its last heartbeat
+ALIVE_SECONDS: Final = 15.0  # a worker whose heartbeat is older counts as gone
+WORKERS: Final = f"{KEY_PREFIX}workers"  # zset: worker -> last heartbeat, Unix time of Redis' clock
 
 
 def progress(job_id: str) -> str:
-    """Hash shard -> "done OK FAILED" or "run ANSWERED FAILED": shown, never decided by."""
+    """Hash shard -> "done OK FAILED" or "run OK FAILED". A cache: what is missing is counted."""
     return f"{KEY_PREFIX}job:{job_id}:progress"
+
+
+def redis_options(settings: Settings) -> dict[str, Any]:
+    """What both sides give to `redis.Redis.from_url` beside the URL and their time limits."""
+    tls: dict[str, Any] = {}
+    if settings.redis_url.startswith("rediss://"):
+        tls = {"ssl_cert_reqs": "required", "ssl_ca_certs": settings.broker_ca_file or None}
+    return {"decode_responses": True, **tls}
 
 
 def celery_settings(settings: Settings) -> dict[str, Any]:

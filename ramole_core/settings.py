@@ -12,12 +12,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote
 
 from ramole_core.errors import ConfigError
 
 PREFIX: Final = "RAMOLE_"
 MAX_SOCKET_PATH_BYTES: Final = 100
+SPARE_THREADS: Final = 4  # of a worker, for uploads, searches and new jobs
 
 
 def _text(value: str) -> str:
@@ -39,15 +40,13 @@ def _one_of(*words: str) -> Callable[[str], str]:
 
 def _number(kind: type[int] | type[float], low: float, high: float) -> Callable[[str], float]:
     def read(value: str) -> float:
+        problem = ValueError(f"a number from {low} to {high}")
         try:
             number = kind(value)
         except ValueError:
-            number = kind(0)
-            low_high_ok = False
-        else:
-            low_high_ok = low <= number <= high
-        if not low_high_ok:
-            raise ValueError(f"a number from {low} to {high}")
+            raise problem from None
+        if not low <= number <= high:
+            raise problem
         return number
 
     return read
@@ -106,7 +105,9 @@ class Settings:
     )
     concurrency: int = _setting(32, _number(int, 4, 1024), "task threads of a worker process")
     shards_in_flight: int = _setting(
-        8, _number(int, 1, 512), "shards per worker that the dispatcher keeps in the queue"
+        8,
+        _number(int, 1, 512),
+        "shards queued or running per worker (normal priority: twice, high: three times as many)",
     )
     max_attempts: int = _setting(
         3, _number(int, 1, 100), "times a shard may be begun before its prompts fail"
@@ -145,7 +146,16 @@ class Settings:
             values[name] = _read_value(known, name, text, variable)
         values |= {name: value for name, value in overrides.items() if value is not None}
         values["home"] = home.absolute()
-        return cls(**values)
+        return cls(**values)._checked()
+
+    def _checked(self) -> "Settings":
+        least = 3 * self.shards_in_flight + SPARE_THREADS
+        if self.concurrency < least:
+            raise ConfigError(
+                f"RAMOLE_CONCURRENCY={self.concurrency}: must be at least {least}, three times "
+                f"RAMOLE_SHARDS_IN_FLIGHT={self.shards_in_flight} and {SPARE_THREADS} for the rest"
+            )
+        return self
 
     @property
     def embedded_broker(self) -> bool:
@@ -182,11 +192,11 @@ class Settings:
 
 
 def redacted(url: str) -> str:
-    """`url` without user and password, for messages and logs."""
-    parts = urlsplit(url)
-    if "@" not in parts.netloc:
-        return url
-    return urlunsplit(parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]))
+    """`url` without user, password and query, for messages and logs."""
+    scheme, separator, rest = url.partition("://")
+    return (
+        scheme + separator + ("***@" if "@" in rest else "") + rest.rpartition("@")[2].split("?")[0]
+    )
 
 
 def _read_toml(path: Path) -> dict[str, str]:

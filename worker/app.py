@@ -29,5 +29,6 @@ def make_app(settings: Settings) -> Celery:
         worker_enable_prefetch_count_reduction=False,
         worker_soft_shutdown_timeout=0,
         worker_send_task_events=False,
+        worker_enable_remote_control=False,  # whoever writes to Redis could stop workers
     )
     return app

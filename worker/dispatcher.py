@@ -5,14 +5,12 @@ at any time: taking the next shard is one atomic step, and one that is taken but
 overdue and sent again.
 """
 
-import time
 from collections.abc import Callable
 from typing import Any, Final
 
 from ramole_core import messages
 from worker.ledger import Ledger, ShardRef
 
-ALIVE_SECONDS: Final = 15.0
 MESSAGE_GRACE_SECONDS: Final = 10.0
 
 Send = Callable[..., Any]  # Celery's app.send_task
@@ -21,23 +19,15 @@ Send = Callable[..., Any]  # Celery's app.send_task
 class Dispatcher:
     """Sends shards into the queue."""
 
-    def __init__(
-        self,
-        ledger: Ledger,
-        send: Send,
-        shards_per_worker: int,
-        now: Callable[[], float] = time.time,
-    ) -> None:
+    def __init__(self, ledger: Ledger, send: Send, shards_per_worker: int) -> None:
         self._ledger = ledger
         self._send = send
         self._per_worker = shards_per_worker
-        self._now = now
 
     def fill(self) -> int:
         """Enqueues shards up to the bound; returns how many."""
-        limit = self._per_worker * self._ledger.num_workers(self._now() - ALIVE_SECONDS)
         count = 0
-        while (found := self._ledger.next_shard(limit)) is not None:
+        while (found := self._ledger.next_shard(self._per_worker)) is not None:
             ref, priority = found
             self._enqueue(ref, messages.PRIORITY[priority])
             count += 1

@@ -1,18 +1,19 @@
 """The encoder service: one thread embeds the texts of all shards, uploads and searches together.
 
 Callers block on a Future; texts that arrive while a batch is embedded are joined into the next.
-A text that makes the encoder fail fails only the call it came with.
+Texts that make the encoder fail, fail the call they came with (PromptError `encoder_failed`).
 """
 
 import queue
 import threading
+import time
 from concurrent.futures import Future
 from typing import Final
 
 import numpy as np
 
 from ramole_core.errors import PromptError, UnavailableError
-from ramole_core.retrieval.encoder import Encoder, Vectors
+from ramole_core.retrieval.encoder import BATCH_SIZE, Encoder, Vectors
 
 MAX_TEXTS: Final = 256
 
@@ -26,6 +27,8 @@ class EncoderService:
         self._lock = threading.Lock()  # nothing is queued behind the end
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="encoder", daemon=True)
+        self.idle = True  # for watchers, with the time of the last finished batch
+        self.progress_at = time.monotonic()
         self.version = encoder.version
         self.width = encoder.width
 
@@ -63,12 +66,14 @@ class EncoderService:
                     self._queue.put(None)
                     break
                 calls.append(call)
+            self.progress_at, self.idle = time.monotonic(), False
             self._answer(calls)
+            self.idle = True
         self._fail_waiting()
 
     def _answer(self, calls: list[tuple[list[str], "Future[Vectors]"]]) -> None:
         try:
-            vectors = self._encoder.encode([text for texts, _ in calls for text in texts])
+            vectors = self._encoded([text for texts, _ in calls for text in texts])
         except Exception as e:  # whatever a model raises must not end the service
             if len(calls) > 1:
                 for call in calls:
@@ -81,6 +86,16 @@ class EncoderService:
         for texts, future in calls:
             future.set_result(vectors[start : start + len(texts)])
             start += len(texts)
+
+    def _encoded(self, texts: list[str]) -> Vectors:
+        """(N, D), batch by batch of similar lengths, so that progress shows."""
+        vectors = np.zeros((len(texts), self.width), np.float32)
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        for start in range(0, len(order), BATCH_SIZE):
+            rows = order[start : start + BATCH_SIZE]
+            vectors[rows] = self._encoder.encode([texts[i] for i in rows])
+            self.progress_at = time.monotonic()
+        return vectors
 
     def _fail_waiting(self) -> None:
         while not self._queue.empty():

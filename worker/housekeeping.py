@@ -18,7 +18,7 @@ from ramole_core.adapters.registry import Registry
 from ramole_core.errors import RamoleError
 from ramole_core.settings import Settings
 from worker.dispatcher import Dispatcher
-from worker.ledger import REAPER_LOCK, Ledger
+from worker.ledger import REAPER_LOCK, SCAN_LOCK, Ledger
 from worker.lifecycle import JobDesk
 from worker.uploads import UploadDesk
 
@@ -49,7 +49,6 @@ class Housekeeper:
         self._send = send
         self._reaper_seconds = settings.reaper_seconds
         self._stop = threading.Event()
-        self._next_scan = 0.0
         self._threads = [
             threading.Thread(target=self._every, args=(seconds, work), name=name, daemon=True)
             for seconds, work, name in (
@@ -75,16 +74,13 @@ class Housekeeper:
             return
         for ref in self._dispatcher.send_overdue():
             logger.warning("shard %s was lost and is queued again", ref.member)
-        for job_id in self._ledger.finalising():
-            self._desk.finalise(job_id)
-        if time.monotonic() >= self._next_scan:
-            self._next_scan = time.monotonic() + SCAN_SECONDS
-            self.scan()
+        self._desk.finalise_all()
+        if self._ledger.try_lock(SCAN_LOCK, SCAN_SECONDS):
+            self._desk.scan()
+            self._send_waiting_uploads()
         self._dispatcher.fill()
 
-    def scan(self) -> None:
-        """Compares the store with the ledger."""
-        self._desk.start_all()
+    def _send_waiting_uploads(self) -> None:
         for upload_id in self._uploads.waiting(time.time() - UPLOAD_GRACE_SECONDS):
             logger.warning("upload %s has waited long and is queued again", upload_id)
             self._send(messages.REGISTER_ADAPTER, args=[upload_id], queue=messages.CONTROL_QUEUE)

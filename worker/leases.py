@@ -1,25 +1,22 @@
 """Keeps the leases of this process alive while its engine makes progress.
 
 One thread beats every third of the lease: it renews all claims in hand and the worker's own
-heartbeat. When the engine has work but finished no step for `stall_seconds`, it stops renewing, so
-that other workers take over; when Redis is out of reach it tries on, and a lease that runs out
-meanwhile is found lost at the next beat.
+heartbeat. When the engine or the encoder is stuck (a hung device call cannot be cancelled), the
+process is ended, so that its supervisor starts a fresh one and others take its shards over. When
+Redis is out of reach it tries on, and a lease that was taken meanwhile is found lost at the next
+beat.
 """
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
 
 from redis import RedisError
 
 from worker.ledger import Claim, Ledger
 
 logger = logging.getLogger(__name__)
-
-STALL_SECONDS: Final = 120.0
 
 
 class LeaseKeeper:
@@ -30,12 +27,12 @@ class LeaseKeeper:
         ledger: Ledger,
         lease_seconds: float,
         is_alive: Callable[[], bool],
-        now: Callable[[], float] = time.time,
+        on_stuck: Callable[[], None],
     ) -> None:
         self._ledger = ledger
         self._interval = lease_seconds / 3
         self._is_alive = is_alive
-        self._now = now
+        self._on_stuck = on_stuck
         self._claims: set[Claim] = set()
         self._lost: set[Claim] = set()
         self._lock = threading.Lock()
@@ -75,9 +72,9 @@ class LeaseKeeper:
     def beat(self) -> None:
         """One renewal of everything. Raises RedisError."""
         if not self._is_alive():
-            logger.error("the engine makes no progress: its leases are left to run out")
+            logger.error("the engine or the encoder makes no progress: the process ends")
+            self._on_stuck()
             return
-        self._ledger.heartbeat(self._now())
         with self._lock:
             claims = list(self._claims)
         lost = set(self._ledger.renew(claims))
@@ -85,8 +82,10 @@ class LeaseKeeper:
             self._lost |= {claim for claim in claims if claim.ref in lost} & self._claims
 
     def _run(self) -> None:
-        while not self._stop.wait(self._interval):
+        while True:
             try:
                 self.beat()
             except RedisError as e:
                 logger.warning("leases not renewed: Redis: %s", e)
+            if self._stop.wait(self._interval):
+                return

@@ -5,6 +5,8 @@ local known, dispatched, running, owners, finalising = KEYS[1], KEYS[2], KEYS[3]
 local operation = ARGV[1]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local reaped = 'ramole:reaped'
+local workers = 'ramole:workers'
 
 local function job_key(job, part)
   return 'ramole:job:' .. job .. ':' .. part
@@ -14,13 +16,23 @@ local function member(job, shard)
   return job .. '/' .. shard
 end
 
+local function is_done(job, shard)
+  return redis.call('SISMEMBER', job_key(job, 'done'), shard) == 1
+end
+
 -- claim job shard worker lease_ms max_attempts -> {verdict, attempt}
 if operation == 'claim' then
   local job, shard, worker = ARGV[2], ARGV[3], ARGV[4]
   local lease, max_attempts = tonumber(ARGV[5]), tonumber(ARGV[6])
   local m = member(job, shard)
-  if redis.call('SISMEMBER', known, job) == 0 then return { 'unknown', 0 } end
-  if redis.call('SISMEMBER', job_key(job, 'done'), shard) == 1 then return { 'done', 0 } end
+  local verdict = nil
+  if redis.call('EXISTS', 'ramole:cancelled:' .. job) == 1 then verdict = 'cancelled'
+  elseif redis.call('SISMEMBER', known, job) == 0 then verdict = 'unknown'
+  elseif is_done(job, shard) then verdict = 'done' end
+  if verdict then
+    redis.call('ZREM', dispatched, m)
+    return { verdict, 0 }
+  end
   local ends = redis.call('ZSCORE', running, m)
   if ends and tonumber(ends) > now then return { 'busy', 0 } end
   local attempt = redis.call('HINCRBY', job_key(job, 'attempts'), shard, 1)
@@ -31,10 +43,12 @@ if operation == 'claim' then
   return { 'run', attempt }
 end
 
--- renew lease_ms {member token}… -> members whose lease is no longer ours
+-- renew lease_ms worker {member token}… -> members whose lease is no longer ours; the heartbeat
 if operation == 'renew' then
   local lost = {}
-  for i = 3, #ARGV, 2 do
+  redis.call('ZADD', workers, now / 1000, ARGV[3])
+  redis.call('ZREMRANGEBYSCORE', workers, '-inf', now / 1000 - 3600)
+  for i = 4, #ARGV, 2 do
     if redis.call('HGET', owners, ARGV[i]) == ARGV[i + 1] then
       redis.call('ZADD', running, 'XX', now + tonumber(ARGV[2]), ARGV[i])
     else
@@ -55,7 +69,16 @@ if operation == 'release' then
   return 1
 end
 
--- finish job shard -> 1 when every shard of the job is done
+-- report job shard text -> progress of a shard that runs
+if operation == 'report' then
+  local job, shard = ARGV[2], ARGV[3]
+  if redis.call('SISMEMBER', known, job) == 1 and not is_done(job, shard) then
+    redis.call('HSET', job_key(job, 'progress'), shard, ARGV[4])
+  end
+  return 1
+end
+
+-- finish job shard text -> 1 when every shard of the job is done
 if operation == 'finish' then
   local job, shard = ARGV[2], ARGV[3]
   local m = member(job, shard)
@@ -63,6 +86,7 @@ if operation == 'finish' then
   redis.call('ZREM', dispatched, m)
   redis.call('HDEL', owners, m)
   if redis.call('SISMEMBER', known, job) == 0 then return 0 end
+  redis.call('HSET', job_key(job, 'progress'), shard, ARGV[4])
   redis.call('SADD', job_key(job, 'done'), shard)
   local shards = tonumber(redis.call('HGET', job_key(job, 'job'), 'num_shards'))
   if redis.call('SCARD', job_key(job, 'done')) < shards then return 0 end
@@ -70,15 +94,22 @@ if operation == 'finish' then
   return 1
 end
 
--- next base_limit -> {job, shard, priority} or nil; high may fill three times the base limit
+-- next shards_per_worker alive_ms -> {job, shard, priority} or nil. In flight at most: low once,
+-- normal twice, high three times the bound of all live workers together
 if operation == 'next' then
+  local alive = redis.call('ZCOUNT', workers, (now - tonumber(ARGV[3])) / 1000, '+inf')
+  local bound = tonumber(ARGV[2]) * math.max(alive, 1)
   local in_flight = redis.call('ZCARD', dispatched) + redis.call('ZCARD', running)
   for rank, priority in ipairs({ 'high', 'normal', 'low' }) do
-    if in_flight >= tonumber(ARGV[2]) * (4 - rank) then return nil end
+    if in_flight >= bound * (4 - rank) then return nil end
     local ring = 'ramole:ring:' .. priority
     local job = redis.call('LPOP', ring)
     while job do
       local shard = redis.call('LPOP', job_key(job, 'pending'))
+      -- a message older than the ledger may have had it claimed already
+      while shard and (is_done(job, shard) or redis.call('ZSCORE', running, member(job, shard))) do
+        shard = redis.call('LPOP', job_key(job, 'pending'))
+      end
       if shard then
         redis.call('RPUSH', ring, job)
         redis.call('ZADD', dispatched, now, member(job, shard))
@@ -90,10 +121,18 @@ if operation == 'next' then
   return nil
 end
 
--- overdue queued grace_ms -> members to send again: leases that ran out; and, when fewer messages
--- are queued than shards wait for theirs, those that have waited longer than the grace
+-- overdue queued grace_ms lease_ms -> members to send again: leases that ran out; and, when fewer
+-- messages are queued than shards wait for theirs, those that have waited longer than the grace.
+-- After a pause of all reapers (Redis was away) owners first get time for a beat
 if operation == 'overdue' then
+  local lease = tonumber(ARGV[4])
+  local last = tonumber(redis.call('GET', reaped) or 0)
+  redis.call('SET', reaped, now)
   local again = redis.call('ZRANGEBYSCORE', running, '-inf', now)
+  if now - last > lease then
+    for _, m in ipairs(again) do redis.call('ZADD', running, now + lease / 2, m) end
+    again = {}
+  end
   for _, m in ipairs(again) do
     redis.call('ZREM', running, m)
     redis.call('HDEL', owners, m)

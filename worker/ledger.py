@@ -23,6 +23,7 @@ OWNERS: Final = f"{_P}owners"
 FINALISING: Final = f"{_P}finalising"
 CANCELLED: Final = f"{_P}cancelled"
 REAPER_LOCK: Final = f"{_P}lock:reaper"
+SCAN_LOCK: Final = f"{_P}lock:scan"
 _SCRIPT_KEYS: Final = [KNOWN, DISPATCHED, RUNNING, OWNERS, FINALISING]
 CANCELLED_TTL_SECONDS: Final = 24 * 3600
 RPUSH_CHUNK: Final = 1000
@@ -78,10 +79,10 @@ class Ledger:
     ) -> bool:
         """Takes a job in, from what the store says. False when it is known already."""
         with self._redis.lock(f"{_P}lock:adopt:{job_id}", timeout=60):
-            if self._redis.sismember(KNOWN, job_id):
+            if self._redis.sismember(KNOWN, job_id) or self.is_cancelled(job_id):
                 return False
             with self._redis.pipeline(transaction=True) as pipe:
-                for part in ("pending", "done", "attempts"):
+                for part in ("pending", "done", "attempts", "progress"):
                     pipe.delete(_job_key(job_id, part))
                 for start in range(0, len(pending), RPUSH_CHUNK):
                     pipe.rpush(_job_key(job_id, "pending"), *pending[start : start + RPUSH_CHUNK])
@@ -101,7 +102,7 @@ class Ledger:
         return True
 
     def claim(self, ref: ShardRef, max_attempts: int) -> Claim | str:
-        """A claim; or why not: `unknown` (adopt the job first), `done`, `busy`."""
+        """A claim; or why not: `unknown` (adopt the job first), `done`, `busy`, `cancelled`."""
         verdict, attempt = self._run(
             "claim", ref.job_id, ref.shard, self._worker, self._lease_ms, max_attempts
         )
@@ -110,11 +111,10 @@ class Ledger:
         return Claim(ref, attempt, f"{self._worker}:{attempt}", verdict == "exhausted")
 
     def renew(self, claims: Sequence[Claim]) -> list[ShardRef]:
-        """Extends the leases; returns the shards that are no longer ours."""
-        if not claims:
-            return []
+        """The heartbeat: extends the leases; returns the shards that are no longer ours."""
         pairs = [part for claim in claims for part in (claim.ref.member, claim.token)]
-        return [ShardRef.from_member(m) for m in self._run("renew", self._lease_ms, *pairs)]
+        lost = self._run("renew", self._lease_ms, self._worker, *pairs)
+        return [ShardRef.from_member(member) for member in lost]
 
     def release(self, claim: Claim) -> bool:
         """Gives a shard and its attempt back (drain)."""
@@ -123,18 +123,20 @@ class Ledger:
 
     def finish(self, ref: ShardRef, num_ok: int, num_failed: int) -> bool:
         """Marks a shard whose output lies in the store. True when the whole job is done."""
-        self._redis.hset(messages.progress(ref.job_id), ref.shard, f"done {num_ok} {num_failed}")
-        return bool(self._run("finish", ref.job_id, ref.shard))
+        text = f"done {num_ok} {num_failed}"
+        return bool(self._run("finish", ref.job_id, ref.shard, text))
 
-    def report(self, ref: ShardRef, num_answered: int, num_failed: int) -> None:
+    def report(self, ref: ShardRef, num_ok: int, num_failed: int) -> None:
         """How far a running shard is, for progress bars only."""
-        self._redis.hset(
-            messages.progress(ref.job_id), ref.shard, f"run {num_answered} {num_failed}"
-        )
+        self._run("report", ref.job_id, ref.shard, f"run {num_ok} {num_failed}")
 
-    def next_shard(self, base_limit: int) -> tuple[ShardRef, Priority] | None:
-        """The next shard to enqueue, round-robin over the jobs of the highest priority."""
-        found = self._run("next", base_limit)
+    def next_shard(self, per_worker: int) -> tuple[ShardRef, Priority] | None:
+        """The next shard to enqueue, round-robin over the jobs of the highest priority.
+
+        None when nothing waits, or when as much is in flight as `per_worker` shards for each live
+        worker (twice that for normal, three times for high priority).
+        """
+        found = self._run("next", per_worker, int(messages.ALIVE_SECONDS * 1000))
         return None if found is None else (ShardRef(found[0], found[1]), found[2])
 
     def priority(self, job_id: str) -> Priority:
@@ -144,7 +146,8 @@ class Ledger:
 
     def overdue(self, num_queued: int, grace_seconds: float) -> list[ShardRef]:
         """Shards to enqueue again: their lease ran out, or their message is lost."""
-        members = self._run("overdue", num_queued, int(grace_seconds * 1000))
+        grace_ms = int(grace_seconds * 1000)
+        members = self._run("overdue", num_queued, grace_ms, self._lease_ms)
         return [ShardRef.from_member(m) for m in members]
 
     def cancel(self, job_id: str) -> None:
@@ -169,18 +172,9 @@ class Ledger:
         return sorted(map(str, self._redis.smembers(FINALISING)))
 
     def progress(self, job_id: str) -> dict[str, str]:
-        """Shard -> `done OK FAILED` or `run ANSWERED FAILED`."""
+        """Shard -> `done OK FAILED` or `run OK FAILED`."""
         found = self._redis.hgetall(messages.progress(job_id))
         return {str(shard): str(state) for shard, state in found.items()}
-
-    def heartbeat(self, now_seconds: float) -> None:
-        """Says that this worker lives; forgets workers silent for an hour."""
-        self._redis.zadd(messages.WORKERS, {self._worker: now_seconds})
-        self._redis.zremrangebyscore(messages.WORKERS, "-inf", now_seconds - 3600)
-
-    def num_workers(self, since_seconds: float) -> int:
-        """Workers heard of since then, at least this one."""
-        return max(1, int(self._redis.zcount(messages.WORKERS, since_seconds, "+inf")))
 
     def leave(self) -> None:
         """Takes this worker off the list (a clean stop)."""
@@ -193,8 +187,13 @@ class Ledger:
         return sum(int(self._redis.llen(name)) for name in names)
 
     def try_lock(self, name: str, seconds: float) -> bool:
-        """Takes a lock that nobody frees: it runs out by itself."""
+        """Takes a lock that runs out by itself, or is freed by `unlock`."""
         return bool(self._redis.set(name, self._worker, nx=True, px=int(seconds * 1000)))
+
+    def unlock(self, name: str) -> None:
+        """Frees a lock that this worker took (one that ran out may be another's by now)."""
+        if self._redis.get(name) == self._worker:
+            self._redis.delete(name)
 
     def _run(self, operation: str, *arguments: Any) -> Any:
         return self._script(keys=_SCRIPT_KEYS, args=[operation, *arguments])

@@ -2,13 +2,17 @@
 
 import logging
 from collections import defaultdict
+from collections.abc import Callable
+
+from redis import RedisError
 
 from ramole_core import keys
-from ramole_core.errors import NotFoundError
+from ramole_core.errors import NotFoundError, RamoleError, UnavailableError
+from ramole_core.job_files import JobFiles
 from ramole_core.jobs import Finished, Manifest, utc_now
 from ramole_core.store import ObjectStore
 from worker.ledger import Ledger
-from worker.shards import count_results, load_manifest
+from worker.logs import working_on
 
 logger = logging.getLogger(__name__)
 
@@ -26,75 +30,96 @@ class JobDesk:
         A job the store does not have (a live marker without a manifest) is left alone: its
         submission is under way or was given up.
         """
-        if self._store.exists(keys.cancelled(job_id)):
-            self._ledger.cancel(job_id)
-            self._store.delete(keys.live(job_id))
-            logger.info("job cancelled")
+        job = JobFiles(self._store, job_id)
+        if job.ended():
+            self._let_go(job_id)
             return False
-        if self._store.exists(keys.finished(job_id)):
-            self._store.delete(keys.live(job_id))
-            return False
-        try:
-            manifest = load_manifest(self._store, job_id)
-        except NotFoundError:
+        manifest = job.find_manifest()
+        if manifest is None:
             return False
         if not self._ledger.known([job_id])[0]:
-            self._adopt(manifest)
+            self._adopt(job, manifest)
         return True
 
-    def start_all(self) -> int:
-        """Takes in every live job of the store that the ledger does not know."""
-        job_ids = [
-            entry.key.removeprefix(keys.LIVE_JOBS) for entry in self._store.entries(keys.LIVE_JOBS)
-        ]
-        unknown = [
-            job_id
-            for job_id, known in zip(job_ids, self._ledger.known(job_ids), strict=True)
-            if not known
-        ]
-        return sum(self.start(job_id) for job_id in unknown)
+    def scan(self) -> None:
+        """Compares the store with the ledger: takes in jobs it does not know, cancels the rest.
+
+        A job that cannot be read is logged and keeps nobody else waiting.
+        """
+        live = self._listed(keys.LIVE_JOBS)
+        known = self._ledger.known(live)
+        unknown = [job_id for job_id, is_known in zip(live, known, strict=True) if not is_known]
+        for job_id in [*self._listed(keys.CANCELLING_JOBS), *unknown]:
+            self._guarded(self.start, job_id)
+
+    def finalise_all(self) -> None:
+        """Ends the jobs whose last worker died between its shard and the final record."""
+        for job_id in self._ledger.finalising():
+            self._guarded(self.finalise, job_id)
 
     def finalise(self, job_id: str) -> None:
-        """Writes the final record of a job whose shards are all done, then forgets it."""
-        manifest = load_manifest(self._store, job_id)
-        progress = self._ledger.progress(job_id)
-        num_ok = num_failed = 0
-        for shard in manifest.shard_names():
-            word, _, counts = progress.get(shard, "").partition(" ")
-            ok, failed = (
-                map(int, counts.split())
-                if word == "done"
-                else count_results(self._store, job_id, shard)
+        """Writes the final record of a job whose shards are all done, then forgets it.
+
+        Prompts without an answer count as failed, those of a lost input too.
+        """
+        job = JobFiles(self._store, job_id)
+        manifest = job.find_manifest()
+        if manifest is not None and not job.ended():
+            num_ok = sum(self._num_ok(job, manifest))
+            final = Finished(
+                finished_at=utc_now().isoformat(timespec="milliseconds"),
+                num_ok=num_ok,
+                num_failed=manifest.num_prompts - num_ok,
             )
-            num_ok, num_failed = num_ok + ok, num_failed + failed
-        final = Finished(
-            finished_at=utc_now().isoformat(timespec="milliseconds"),
-            num_ok=num_ok,
-            num_failed=num_failed,
-        )
-        self._store.create(keys.finished(job_id), final.model_dump_json().encode())
+            self._store.create(keys.finished(job_id), final.model_dump_json().encode())
+            logger.info("job %s: %d answered, %d failed", final.state(), num_ok, final.num_failed)
         self._store.delete(keys.live(job_id))
         self._ledger.forget(job_id)
-        logger.info("job %s: %d answered, %d failed", final.state(), num_ok, num_failed)
 
-    def _adopt(self, manifest: Manifest) -> None:
-        job_id = manifest.job_id
-        folder = keys.outputs(job_id)
-        done = {
-            entry.key.removeprefix(folder).removesuffix(".jsonl")
-            for entry in self._store.entries(folder)
-        }
+    def _num_ok(self, job: JobFiles, manifest: Manifest) -> list[int]:
+        """Answers of each shard: from the ledger, or counted where it does not know."""
+        progress = self._ledger.progress(job.job_id)
+        states = {shard: progress.get(shard, "").split() for shard in manifest.shard_names()}
+        return [
+            int(state[1]) if state[:1] == ["done"] else job.count(shard)[0]
+            for shard, state in states.items()
+        ]
+
+    def _let_go(self, job_id: str) -> None:
+        if self._store.exists(keys.cancelled(job_id)):
+            self._ledger.cancel(job_id)
+            logger.info("job cancelled")
+        self._store.delete(keys.live(job_id))
+        self._store.delete(keys.cancelling(job_id))
+
+    def _adopt(self, job: JobFiles, manifest: Manifest) -> None:
+        names = manifest.shard_names()
+        done = job.finished_shards() & set(names)
         attempts: dict[str, int] = defaultdict(int)
-        for entry in self._store.entries(keys.attempts(job_id)):
-            attempts[entry.key.removeprefix(keys.attempts(job_id)).partition("/")[0]] += 1
-        pending = [shard for shard in manifest.shard_names() if shard not in done]
-        adopted = self._ledger.adopt(
-            job_id, manifest.options.priority, manifest.num_shards, pending, done, attempts
-        )
-        if adopted:
+        prefix = keys.attempts(job.job_id)
+        for entry in self._store.entries(prefix):
+            attempts[entry.key.removeprefix(prefix).partition("/")[0]] += 1
+        pending = [shard for shard in names if shard not in done]
+        priority = manifest.options.priority
+        if self._ledger.adopt(job.job_id, priority, len(names), pending, done, attempts):
             logger.info(
                 "job taken in: %d prompts in %d shards, %d of them done already",
                 manifest.num_prompts,
-                manifest.num_shards,
+                len(names),
                 len(done),
             )
+
+    def _listed(self, prefix: str) -> list[str]:
+        return [entry.key.removeprefix(prefix) for entry in self._store.entries(prefix)]
+
+    def _guarded(self, work: Callable[[str], object], job_id: str) -> None:
+        with working_on(job=job_id):
+            try:
+                work(job_id)
+            except (UnavailableError, RedisError):
+                raise
+            except NotFoundError as e:
+                logger.error("an output is gone, the job is taken in anew: %s", e)
+                self._ledger.forget(job_id)
+            except (RamoleError, ValueError) as e:
+                logger.error("the job cannot be read: %s", e)

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from ramole_core import keys
-from ramole_core.errors import NotFoundError
+from ramole_core.errors import NotFoundError, PromptError
 from ramole_core.jobs import Name, Wire, checked_name
 from ramole_core.retrieval.retriever import Query, Retriever
 from ramole_core.store import ObjectStore
@@ -34,14 +34,13 @@ def answer(request_id: str, store: ObjectStore, retriever: Retriever) -> None:
         return
     try:
         request = SearchRequest.model_validate_json(data)
-    except ValueError as e:
-        store.put(
-            keys.reply(request_id),
-            to_json({"error": {"code": "invalid_input", "message": str(e)[:1000]}}),
-        )
+        query = Query(request.text, request.k, request.allow_adapters, request.exclude_adapters)
+        matches = retriever.search([query])[0]
+    except (ValueError, PromptError) as e:
+        code = e.code if isinstance(e, PromptError) else "invalid_input"
+        error = {"code": code, "message": str(e)[:1000]}
+        store.put(keys.reply(request_id), to_json({"adapters": [], "error": error}))
         return
-    query = Query(request.text, request.k, request.allow_adapters, request.exclude_adapters)
-    matches = retriever.search([query])[0]
     found = [
         {"name": m.ref.name, "version": m.ref.version, "similarity": round(m.similarity, 6)}
         for m in matches

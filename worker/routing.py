@@ -3,6 +3,8 @@
 import hashlib
 from dataclasses import dataclass
 
+from pydantic import ValidationError
+
 from ramole_core.adapters.registry import Registry
 from ramole_core.engine.request import Expert, GenerationRequest
 from ramole_core.errors import NotFoundError, PromptError
@@ -24,13 +26,16 @@ def route(
     prompts: list[PromptRequest], manifest: Manifest, retriever: Retriever, registry: Registry
 ) -> list[Routed]:
     """Retrieves for all prompts at once; a prompt that cannot be routed carries its error."""
-    options = [prompt.options_over(manifest.options) for prompt in prompts]
-    asking = [i for i, p in enumerate(prompts) if p.error is None and options[i].adapters is None]
-    found = retriever.search([_query(prompts[i], options[i], manifest) for i in asking])
-    matches = dict(zip(asking, found, strict=True))
+    options = [_options(prompt, manifest) for prompt in prompts]
+    queries = {
+        i: _query(prompts[i], chosen, manifest)
+        for i, chosen in enumerate(options)
+        if isinstance(chosen, PromptOptions) and chosen.adapters is None
+    }
+    found = dict(zip(queries, _search(retriever, list(queries.values())), strict=True))
     return [
-        _routed(prompt, options[i], manifest, matches.get(i), registry)
-        for i, prompt in enumerate(prompts)
+        _routed(prompt, chosen, found.get(i), manifest, registry)
+        for i, (prompt, chosen) in enumerate(zip(prompts, options, strict=True))
     ]
 
 
@@ -50,15 +55,38 @@ def _query(prompt: PromptRequest, options: PromptOptions, manifest: Manifest) ->
     )
 
 
+def _options(prompt: PromptRequest, manifest: Manifest) -> PromptOptions | PromptError:
+    """The prompt's options, or why it cannot be asked."""
+    if prompt.error is not None:
+        return PromptError(prompt.error.code, prompt.error.message)
+    try:
+        return prompt.options_over(manifest.options)
+    except ValidationError as e:
+        problem = e.errors()[0]
+        return PromptError("damaged", f"option {problem['loc'][0]}: {problem['msg']}")
+
+
+def _search(retriever: Retriever, queries: list[Query]) -> list[list[Match] | PromptError]:
+    """All at once; one by one when the encoder fails on some text among them."""
+    try:
+        return list(retriever.search(queries))
+    except PromptError as e:
+        if len(queries) == 1:
+            return [e]
+        return [answer for query in queries for answer in _search(retriever, [query])]
+
+
 def _routed(
     prompt: PromptRequest,
-    options: PromptOptions,
+    options: PromptOptions | PromptError,
+    matches: list[Match] | PromptError | None,
     manifest: Manifest,
-    matches: list[Match] | None,
     registry: Registry,
 ) -> Routed:
-    if prompt.error is not None:
-        return Routed(prompt, None, PromptError(prompt.error.code, prompt.error.message))
+    for problem in (options, matches):
+        if isinstance(problem, PromptError):
+            return Routed(prompt, None, problem)
+    assert isinstance(options, PromptOptions) and not isinstance(matches, PromptError)
     try:
         if matches is None:
             experts, gate = _explicit(options, manifest, registry), "weights"

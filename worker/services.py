@@ -8,17 +8,20 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from redis import Redis
+from redis.backoff import ExponentialBackoff
 from redis.exceptions import RedisError
+from redis.retry import Retry
 
+from ramole_core import messages
 from ramole_core.adapters.cache import AdapterCache
 from ramole_core.adapters.gate import Limits
 from ramole_core.adapters.registry import Registry
 from ramole_core.engine.engine import Engine
 from ramole_core.engine.factory import build_engine
-from ramole_core.errors import BrokerUnavailableError
+from ramole_core.errors import BrokerUnavailableError, ConfigError
 from ramole_core.retrieval.encoder import Encoder
 from ramole_core.retrieval.retriever import Retriever
 from ramole_core.retrieval.vectors import VectorShelf
@@ -28,7 +31,7 @@ from worker.announce import announce_base, announce_encoder
 from worker.dispatcher import Dispatcher
 from worker.encoding import EncoderService
 from worker.housekeeping import Housekeeper
-from worker.leases import STALL_SECONDS, LeaseKeeper
+from worker.leases import LeaseKeeper
 from worker.ledger import Ledger, ShardRef
 from worker.lifecycle import JobDesk
 from worker.routers import StoredRouters
@@ -36,6 +39,9 @@ from worker.shards import ShardRunner
 from worker.uploads import UploadDesk
 
 logger = logging.getLogger(__name__)
+
+STALL_SECONDS: Final = 120.0  # without an engine step or an encoder batch
+EX_SOFTWARE: Final = 70
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,6 @@ class Services:
     def start(self) -> None:
         """Starts all threads; the process then counts as a live worker."""
         self.engine.start()
-        self.leases.beat()
         self.leases.start()
         self.housekeeper.start()
 
@@ -79,19 +84,20 @@ def worker_name() -> str:
 
 def connect(settings: Settings) -> Redis:
     """A checked connection pool. Raises BrokerUnavailableError."""
-    tls: dict[str, Any] = {}
-    if settings.redis_url.startswith("rediss://"):
-        tls = {"ssl_cert_reqs": "required", "ssl_ca_certs": settings.broker_ca_file or None}
-    redis = Redis.from_url(
-        settings.redis_url,
-        decode_responses=True,
-        socket_timeout=10,
-        socket_connect_timeout=3,
-        health_check_interval=15,
-        **tls,
-    )
     try:
+        redis = Redis.from_url(
+            settings.redis_url,
+            socket_timeout=10,
+            socket_connect_timeout=3,
+            health_check_interval=15,
+            retry=Retry(ExponentialBackoff(cap=1.0, base=0.05), retries=4),
+            **messages.redis_options(settings),
+        )
         redis.ping()
+    except ValueError:
+        raise ConfigError(  # its text may hold the password
+            "RAMOLE_BROKER_URL: use redis://, rediss:// or unix:// with host, port and database"
+        ) from None
     except RedisError as e:
         shown = redacted(settings.redis_url)
         raise BrokerUnavailableError(f"Redis at {shown} (RAMOLE_BROKER_URL): {e}") from e
@@ -119,7 +125,9 @@ def open_services(settings: Settings, send: Callable[..., Any]) -> Services:
     shelf = VectorShelf(store, encoder.version, encoder.encode)
     retriever = Retriever(registry, shelf, encoder.encode, encoder.width)
     ledger = Ledger(redis, worker_name(), settings.lease_seconds)
-    leases = LeaseKeeper(ledger, settings.lease_seconds, lambda: _makes_progress(engine))
+    leases = LeaseKeeper(
+        ledger, settings.lease_seconds, lambda: _make_progress(engine, encoder), _end_process
+    )
     desk = JobDesk(store, ledger)
     dispatcher = Dispatcher(ledger, send, settings.shards_in_flight)
     draining = threading.Event()
@@ -151,5 +159,11 @@ def _opened_store(settings: Settings) -> ObjectStore:
     return store
 
 
-def _makes_progress(engine: Engine) -> bool:
-    return engine.idle or time.monotonic() - engine.progress_at < STALL_SECONDS
+def _make_progress(engine: Engine, encoder: EncoderService) -> bool:
+    oldest = time.monotonic() - STALL_SECONDS
+    return engine.progress_at > oldest and (encoder.idle or encoder.progress_at > oldest)
+
+
+def _end_process() -> None:
+    """A thread that hangs in a device call cannot be ended otherwise."""
+    os._exit(EX_SOFTWARE)

@@ -1,36 +1,40 @@
 """One shard, from its claim to its acknowledgement.
 
 load -> retrieve -> generate -> store -> mark done. Cut anywhere, another worker begins again: the
-output is created once, and what is marked done is read back from it. A shard begun too often has
-its prompts failed, so that every job ends.
+output is created once, and what is marked done is read back from it. An outage of the store gives
+the attempt back. A shard begun too often (its worker died or broke each time) has its prompts
+failed, so that every job ends; a death is so far charged to all shards that were in flight.
 """
 
+import json
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
+from contextlib import suppress
 from typing import Final
+
+from pydantic import ValidationError
+from redis import RedisError
 
 from ramole_core import keys
 from ramole_core.adapters.registry import Registry
 from ramole_core.engine.engine import Engine
-from ramole_core.engine.request import Generation, GenerationRequest
-from ramole_core.errors import ConflictError, PromptError, RamoleError, UnavailableError
-from ramole_core.jobs import (
-    AdapterUse,
-    ErrorRecord,
-    Manifest,
-    PromptRequest,
-    PromptResult,
-    Usage,
-    parse_time,
-    utc_now,
+from ramole_core.errors import (
+    NotFoundError,
+    PromptError,
+    RamoleError,
+    TooLargeError,
+    UnavailableError,
 )
+from ramole_core.job_files import JobFiles
+from ramole_core.jobs import ErrorRecord, Manifest, PromptRequest, PromptResult, parse_time, utc_now
 from ramole_core.retrieval.retriever import Retriever
 from ramole_core.store import ObjectStore
 from ramole_core.store.base import to_json
 from worker.leases import LeaseKeeper
 from worker.ledger import Claim, Ledger, ShardRef
+from worker.results import GenerationFuture, failure, has_failed, outage, result_of, submitted
 from worker.routing import Routed, route
 
 logger = logging.getLogger(__name__)
@@ -70,7 +74,9 @@ class ShardRunner:
     def run(self, claim: Claim) -> None:
         """Works on a claimed shard to its end.
 
-        Raises ShardAbandonedError when it was let go (its attempt is given back on a drain).
+        Raises ShardAbandonedError when it was let go (its attempt is given back on a drain), and
+        UnavailableError or RedisError on an outage, after giving the attempt back. After any
+        other error the lease runs out and the shard is begun again, max_attempts times in all.
         """
         ref = claim.ref
         with self._leases.holding(claim):
@@ -78,57 +84,66 @@ class ShardRunner:
                 if not self._store.exists(keys.output_shard(ref.job_id, ref.shard)):
                     self._write(ref, self._answers(claim))
                 self._mark_done(ref)
-            except UnavailableError:
-                self._ledger.release(claim)  # an outage is nobody's attempt; it is sent again
+            except (UnavailableError, RedisError):
+                with suppress(RedisError):  # an outage is nobody's attempt; it is sent again
+                    self._ledger.release(claim)
+                raise
+            except ShardAbandonedError:
+                raise
+            except Exception as e:
+                self._note(claim, f"{type(e).__name__}: {e}"[:500])
                 raise
 
     def _answers(self, claim: Claim) -> list[PromptResult]:
-        manifest, prompts = self._load(claim)
+        job = JobFiles(self._store, claim.ref.job_id)
         if claim.exhausted:
-            return self._given_up(prompts, claim)
-        return self._generate(claim, self._route(manifest, prompts), manifest)
-
-    def _load(self, claim: Claim) -> tuple[Manifest, list[PromptRequest]]:
-        job_id, shard = claim.ref.job_id, claim.ref.shard
-        manifest = load_manifest(self._store, job_id)
-        note = {"attempt": claim.attempt, "worker": claim.token, "at": utc_now().isoformat()}
-        self._store.put(keys.attempt(job_id, shard, claim.attempt), to_json(note))
-        lines = self._store.get(keys.input_shard(job_id, manifest.submission, shard))
-        prompts = [PromptRequest.model_validate_json(line) for line in lines.splitlines()]
-        return manifest, prompts
-
-    def _route(self, manifest: Manifest, prompts: list[PromptRequest]) -> list[Routed]:
+            return self._given_up(job, claim)
+        self._note(claim)
+        manifest = job.manifest()
+        prompts = self._load(manifest, claim.ref)
         if manifest.pins.registry > self._registry.position:
             self._registry.refresh()
-        return route(prompts, manifest, self._retriever, self._registry)
+        routed = route(prompts, manifest, self._retriever, self._registry)
+        return self._generate(claim, routed, manifest)
+
+    def _load(self, manifest: Manifest, ref: ShardRef) -> list[PromptRequest]:
+        """The shard's prompts; a damaged line becomes a prompt with an error."""
+        key = keys.input_shard(ref.job_id, manifest.submission, ref.shard)
+        lines = self._store.get(key).splitlines()
+        first = int(ref.shard) * manifest.options.shard_size
+        return [_parsed(line, first + i) for i, line in enumerate(lines)]
 
     def _generate(
         self, claim: Claim, routed: list[Routed], manifest: Manifest
     ) -> list[PromptResult]:
-        futures = [_submitted(self._engine, item) for item in routed]
+        futures = [submitted(self._engine, item) for item in routed]
         try:
-            self._wait(claim, futures, manifest)
-        except ShardAbandonedError:
+            self._wait(claim, futures, manifest.options.deadline)
+        except BaseException:
             for future in futures:
                 future.cancel()
             raise
-        return [_result(item, future) for item, future in zip(routed, futures, strict=True)]
+        if (error := outage(futures)) is not None:
+            raise error
+        return [result_of(item, future) for item, future in zip(routed, futures, strict=True)]
 
     def _wait(
-        self, claim: Claim, futures: Sequence["Future[Generation]"], manifest: Manifest
+        self, claim: Claim, futures: Sequence[GenerationFuture], deadline: str | None
     ) -> None:
-        deadline = manifest.options.deadline
         pending = set(futures)
-        while pending:
+        while True:
             wait(pending, timeout=POLL_SECONDS)
             pending = {f for f in pending if not f.done()}  # `wait` holds a cancelled one for open
-            self._check_still_wanted(claim)
             if deadline and utc_now() > parse_time(deadline):
                 for future in pending:
                     future.cancel()  # one that is running goes on to its end
                 pending = {f for f in pending if not f.done()}
-            failed = sum(f.done() and _failed(f) for f in futures)
-            self._ledger.report(claim.ref, len(futures) - len(pending), failed)
+            if not pending:
+                return
+            self._check_still_wanted(claim)
+            with suppress(RedisError):  # shown only
+                failed = sum(map(has_failed, futures))
+                self._ledger.report(claim.ref, len(futures) - len(pending) - failed, failed)
 
     def _check_still_wanted(self, claim: Claim) -> None:
         if self._draining.is_set():
@@ -137,100 +152,61 @@ class ShardRunner:
             raise ShardAbandonedError("the worker is stopping")
         if self._leases.is_lost(claim):
             raise ShardAbandonedError("the lease ran out and another worker may have the shard")
-        if self._ledger.is_cancelled(claim.ref.job_id):
+        cancelled = False
+        with suppress(RedisError):  # looked at again in a moment
+            cancelled = self._ledger.is_cancelled(claim.ref.job_id)
+        if cancelled:
             raise ShardAbandonedError("the job was cancelled")
 
-    def _given_up(self, prompts: list[PromptRequest], claim: Claim) -> list[PromptResult]:
-        logger.error("shard given up after %d attempts", claim.attempt - 1)
-        error = PromptError(
-            "worker_lost",
-            f"given up after {claim.attempt - 1} attempts: each time the worker was lost "
-            "(RAMOLE_MAX_ATTEMPTS)",
-        )
-        return [
-            _failure(p, PromptError(p.error.code, p.error.message) if p.error else error)
-            for p in prompts
-        ]
+    def _note(self, claim: Claim, error: str | None = None) -> None:
+        """The attempt in the store, so that the bound and the reason survive an empty Redis."""
+        note = {"attempt": claim.attempt, "worker": claim.token, "at": utc_now().isoformat()}
+        key = keys.attempt(claim.ref.job_id, claim.ref.shard, claim.attempt)
+        self._store.put(key, to_json(note | {"error": error}))
+
+    def _given_up(self, job: JobFiles, claim: Claim) -> list[PromptResult]:
+        """Errors for all prompts that can still be read, with the reason of the last attempt."""
+        count = claim.attempt - 1
+        reason = "its worker was lost each time"
+        with suppress(NotFoundError):
+            key = keys.attempt(job.job_id, claim.ref.shard, count)
+            reason = json.loads(self._store.get(key)).get("error") or reason
+        logger.error("shard given up after %d attempts: %s", count, reason)
+        message = f"given up after {count} attempts (RAMOLE_MAX_ATTEMPTS): {reason}"
+        try:
+            prompts = self._load(job.manifest(), claim.ref)
+        except NotFoundError:
+            prompts = []  # the input is gone; the final record counts its prompts as failed
+        return [failure(prompt, PromptError("worker_lost", message)) for prompt in prompts]
 
     def _write(self, ref: ShardRef, results: list[PromptResult]) -> None:
-        lines = "".join(r.model_dump_json() + "\n" for r in results)
-        if not self._store.create(keys.output_shard(ref.job_id, ref.shard), lines.encode()):
+        key = keys.output_shard(ref.job_id, ref.shard)
+        try:
+            created = self._store.create(key, _lines(results))
+        except TooLargeError as e:
+            errors = [r if r.error else _too_large(r, e) for r in results]
+            created = self._store.create(key, _lines(errors))
+        if not created:
             logger.info("another worker's output for this shard was first; ours is discarded")
 
     def _mark_done(self, ref: ShardRef) -> None:
-        num_ok, num_failed = count_results(self._store, ref.job_id, ref.shard)
+        num_ok, num_failed = JobFiles(self._store, ref.job_id).count(ref.shard)
         logger.info("shard done: %d answered, %d failed", num_ok, num_failed)
         self._on_done(ref, self._ledger.finish(ref, num_ok, num_failed))
 
 
-def load_manifest(store: ObjectStore, job_id: str) -> Manifest:
-    """The job's manifest. Raises NotFoundError; ConflictError when it cannot be read."""
-    data = store.get(keys.manifest(job_id))
+def _parsed(line: bytes, index: int) -> PromptRequest:
     try:
-        return Manifest.model_validate_json(data)
-    except ValueError as e:
-        raise ConflictError(f"{keys.manifest(job_id)} is not a manifest: {e}") from e
+        return PromptRequest.model_validate_json(line)
+    except ValidationError as e:
+        message = f"the stored prompt is damaged: {e.errors()[0]['msg']}"
+        return PromptRequest(index=index, error=ErrorRecord(code="damaged", message=message))
 
 
-def count_results(store: ObjectStore, job_id: str, shard: str) -> tuple[int, int]:
-    """(answered, failed) of a finished shard. Raises NotFoundError."""
-    lines = store.get(keys.output_shard(job_id, shard)).splitlines()
-    failed = sum(PromptResult.model_validate_json(line).error is not None for line in lines)
-    return len(lines) - failed, failed
+def _lines(results: list[PromptResult]) -> bytes:
+    return "".join(r.model_dump_json() + "\n" for r in results).encode()
 
 
-def _submitted(engine: Engine, item: Routed) -> "Future[Generation]":
-    future: Future[Generation] = Future()
-    if item.request is None:
-        future.set_exception(item.error or PromptError("no_request", "nothing to run"))
-        return future
-    try:
-        return engine.submit(item.request)
-    except RamoleError as e:
-        future.set_exception(e)
-        return future
-
-
-def _failed(future: "Future[Generation]") -> bool:
-    return future.cancelled() or future.exception() is not None
-
-
-def _result(item: Routed, future: "Future[Generation]") -> PromptResult:
-    if future.cancelled():
-        return _failure(item.prompt, PromptError("deadline", "the job's deadline passed"))
-    error = future.exception()
-    if isinstance(error, RamoleError):
-        return _failure(item.prompt, error)
-    if error is not None:
-        message = f"{type(error).__name__}: {str(error)[:300]}"
-        return _failure(item.prompt, PromptError("engine_error", message))
-    assert item.request is not None
-    return _answer(item.prompt, item.request, future.result())
-
-
-def _answer(prompt: PromptRequest, request: GenerationRequest, answer: Generation) -> PromptResult:
-    uses = tuple(
-        AdapterUse(
-            name=expert.ref.name,
-            version=expert.ref.version,
-            similarity=None if expert.similarity is None else round(expert.similarity, 6),
-            weight=round(weight, 6),
-        )
-        for expert, weight in zip(request.experts, answer.weights, strict=True)
-    )
-    return PromptResult(
-        index=prompt.index,
-        id=prompt.id,
-        text=answer.text,
-        finish_reason=answer.finish_reason,
-        adapters=uses,
-        usage=Usage(prompt_tokens=answer.prompt_tokens, completion_tokens=answer.completion_tokens),
-    )
-
-
-def _failure(prompt: PromptRequest, error: RamoleError) -> PromptResult:
-    return PromptResult(
-        index=prompt.index,
-        id=prompt.id,
-        error=ErrorRecord(code=error.code, message=str(error)),
-    )
+def _too_large(result: PromptResult, error: TooLargeError) -> PromptResult:
+    record = ErrorRecord(code=error.code, message=str(error))
+    return PromptResult(index=result.index, id=result.id, error=record)

@@ -1,14 +1,14 @@
 """The Celery tasks: thin shells that validate ids, call one service, and acknowledge last.
 
 The thread pool has no kill switch and leaks its slot on MemoryError and SystemExit (celery#10462),
-so every body is wrapped. Work that must come back is requeued by `Reject`; everything else is
-acknowledged, and what then went wrong is found by the reaper from leases and store.
+so every body is wrapped. On a drain `Reject` requeues the message; everything else is acknowledged,
+and what went wrong is found by the reaper from leases and store.
 """
 
 import functools
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from celery import Celery
 from celery.exceptions import Reject
@@ -24,6 +24,8 @@ from worker.services import Services
 from worker.shards import ShardAbandonedError
 
 logger = logging.getLogger(__name__)
+
+UPLOAD_LOCK_SECONDS: Final = 120.0
 
 
 def add_tasks(app: Celery, services: Services) -> None:
@@ -66,8 +68,14 @@ def start_job(services: Services, job_id: str) -> None:
 
 def register_adapter(services: Services, upload_id: str) -> None:
     """Accepts or refuses an upload."""
-    with working_on(upload=checked_name("upload", upload_id)):
-        services.uploads.receive(upload_id)
+    lock = f"{messages.KEY_PREFIX}lock:upload:{checked_name('upload', upload_id)}"
+    with working_on(upload=upload_id):
+        if not services.ledger.try_lock(lock, UPLOAD_LOCK_SECONDS):
+            return  # another worker is at it; should it die, the reaper sends it again
+        try:
+            services.uploads.receive(upload_id)
+        finally:
+            services.ledger.unlock(lock)
 
 
 def answer(services: Services, request_id: str) -> None:

@@ -9,6 +9,7 @@ from ramole_core.adapters.gate import Limits
 from ramole_core.adapters.reception import Verdict, receive
 from ramole_core.adapters.ref import AdapterRef
 from ramole_core.adapters.registry import Registry
+from ramole_core.errors import AdapterRefusedError, PromptError
 from ramole_core.retrieval.vectors import VectorShelf
 from ramole_core.store import ObjectStore
 
@@ -38,7 +39,10 @@ class UploadDesk:
         """Accepts or refuses one upload. May be called again for the same id at any time."""
 
         def describe(ref: AdapterRef, samples: list[str]) -> None:
-            self._shelf.describe(ref, samples)
+            try:
+                self._shelf.describe(ref, samples)
+            except PromptError as e:
+                raise AdapterRefusedError("samples_not_embeddable", str(e)) from e
 
         self._registry.refresh()
         verdict = receive(

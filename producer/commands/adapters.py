@@ -102,6 +102,8 @@ def remove(app: App, adapter: str, as_json: bool) -> None:
     removed = app.client.remove_adapter(*_name_and_version(adapter))
     if as_json:
         return echo_json({"removed": [str(ref) for ref in removed]})
+    if not removed:
+        return click.echo(f"{adapter} was removed before")
     return click.echo(f"removed {', '.join(map(str, removed))}")
 
 

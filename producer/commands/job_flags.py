@@ -59,6 +59,8 @@ def job_flags(command: F) -> F:
 
 def given_options(flags: dict[str, Any]) -> dict[str, Any]:
     """What was given on the command line, as fields of JobOptions. Raises InvalidInputError."""
+    if flags["k"] is not None and (flags["adapters"] or flags["base_only"]):
+        raise click.UsageError("--k has no effect beside --adapter or --base-only: leave it out")
     if flags.pop("base_only"):
         if flags["adapters"]:
             raise click.UsageError("--base-only and --adapter exclude each other")

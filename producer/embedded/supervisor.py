@@ -50,7 +50,7 @@ class Supervisor:
         self._phase: Phase = "starting"
         self._message = ""
         self._num_signals = 0
-        self._since = time.time()
+        self._since = 0.0
         self._broker: Child | None = None
         self._workers = [
             Child(f"worker-{i}", list(worker_argv), self._worker_env(), self._log(f"worker-{i}"))
@@ -81,6 +81,7 @@ class Supervisor:
         else:
             Broker(self._settings).check()
         if not self._num_signals:
+            self._since = Broker(self._settings).now()
             for worker in self._workers:
                 worker.start()
         self._describe()

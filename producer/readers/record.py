@@ -9,6 +9,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from producer.readers.openai_batch import from_batch_line, is_batch_line
+from producer.reasons import first_reason
 from ramole_core.jobs import MAX_PROMPT_BYTES, ErrorRecord, PromptOptions, PromptRequest
 
 OPTION_NAMES: Final = frozenset(PromptOptions.model_fields)
@@ -73,21 +74,15 @@ class RecordReader:
             rest = {name: value for name, value in rest.items() if name in OPTION_NAMES}
         unknown = [name for name in rest if name not in OPTION_NAMES]
         if unknown:
-            raise BadLineError(f"unknown key {str(unknown[0])[:80]!r}")
+            remedy = f" (use --prompt-field {self.prompt_field} to ignore other keys)"
+            raise BadLineError(
+                f"unknown key {str(unknown[0])[:80]!r}{remedy if self._unit == 'line' else ''}"
+            )
         try:
             PromptOptions.model_validate(rest)
         except ValidationError as e:
             raise BadLineError(first_reason(e)) from e
         return rest
-
-
-def first_reason(error: ValidationError) -> str:
-    """The first complaint of pydantic on one line: which key, what is wrong, what was given."""
-    first = error.errors(include_url=False, include_context=False)[0]
-    where = ".".join(str(part) for part in first["loc"]) or "value"
-    given = repr(first["input"])
-    shown = f", not {given[:60]}" if first["type"] != "extra_forbidden" else ""
-    return f"{where}: {first['msg']}{shown}"
 
 
 def _batch_record(record: dict[str, Any]) -> dict[str, Any]:

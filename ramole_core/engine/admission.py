@@ -5,13 +5,14 @@ affair and is raised.
 """
 
 import logging
+from collections.abc import Callable
 from collections.abc import Sequence as Many
 from typing import Protocol
 
 from ramole_core.adapters.ref import AdapterRef
 from ramole_core.engine.failures import Failure, as_prompt_error
 from ramole_core.engine.sequence import Sequence
-from ramole_core.errors import PromptError
+from ramole_core.errors import RamoleError
 from ramole_core.mole.bank import AdapterBank
 from ramole_core.mole.packed import Packed
 from ramole_core.mole.router import RouterWeights
@@ -30,16 +31,22 @@ class RouterSource(Protocol):
 class Admission:
     """One batch at a time: `admit`, then `pack`, and `release` when it is over."""
 
-    def __init__(self, bank: AdapterBank, routers: RouterSource) -> None:
+    def __init__(
+        self,
+        bank: AdapterBank,
+        routers: RouterSource,
+        on_progress: Callable[[], None] = lambda: None,
+    ) -> None:
         self.bank = bank
+        self._on_progress = on_progress  # a load may take as long as the store does
         self.routers = routers
         self._pinned: list[AdapterRef] = []
 
-    def admit(self, sequences: Many[Sequence]) -> list[tuple[Sequence, PromptError]]:
+    def admit(self, sequences: Many[Sequence]) -> list[tuple[Sequence, RamoleError]]:
         """Loads and pins; returns the prompts that cannot run, with the reason."""
         refs = sorted({ref for s in sequences for ref in s.adapters})
         failures = {ref: error for ref in refs if (error := self._pin(ref)) is not None}
-        refused = []
+        refused: list[tuple[Sequence, RamoleError]] = []
         for sequence in sequences:
             bad = next((ref for ref in sequence.adapters if ref in failures), None)
             if bad is not None:
@@ -60,15 +67,16 @@ class Admission:
         while self._pinned:
             self.bank.release(self._pinned.pop())
 
-    def _pin(self, ref: AdapterRef) -> PromptError | None:
+    def _pin(self, ref: AdapterRef) -> RamoleError | None:
         try:
             self.bank.acquire(ref)
+            self._on_progress()
         except Exception as e:
             return _charged(e, "adapter_unavailable", f"adapter {ref}")
         self._pinned.append(ref)
         return None
 
-    def _use_router(self, sequences: Many[Sequence]) -> PromptError | None:
+    def _use_router(self, sequences: Many[Sequence]) -> RamoleError | None:
         """The scheduler put at most one version into a batch; who needs none keeps what is here."""
         version = next((s.router for s in sequences if s.router), None)
         if version is None or version == self.bank.router_version:
@@ -80,7 +88,7 @@ class Admission:
         return None
 
 
-def _charged(error: Exception, code: str, what: str) -> PromptError:
+def _charged(error: Exception, code: str, what: str) -> RamoleError:
     """The prompt's error for `error`, which is raised again when memory ran out."""
     if Failure.of(error).out_of_memory:
         raise error

@@ -64,7 +64,7 @@ class Engine:
         self.progress_at = clock()
         self.idle = True
         self.num_prompts = self.num_generated_tokens = self.num_steps = 0
-        self._admission = Admission(bank, routers)
+        self._admission = Admission(bank, routers, on_progress=self._tick)
         self._num_threads = settings.torch_threads
         self._clock = clock
         self._scheduler = Scheduler(

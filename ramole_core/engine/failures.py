@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ramole_core.errors import PromptError
+from ramole_core.errors import PromptError, UnavailableError
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Failure:
         return PromptError("engine_error", f"the engine failed twice on it: {self.message}")
 
 
-def as_prompt_error(error: Exception, code: str, what: str) -> PromptError:
-    """`error` as it is charged to a prompt: a PromptError stays, others get `code` and become the
-    cause."""
-    if isinstance(error, PromptError):
+def as_prompt_error(error: Exception, code: str, what: str) -> PromptError | UnavailableError:
+    """`error` as it is charged to a prompt: others than a PromptError get `code` and become the
+    cause. An outage is nobody's fault: UnavailableError stays, for the caller to try again."""
+    if isinstance(error, PromptError | UnavailableError):
         return error
     charged = PromptError(code, f"{what} cannot be loaded: {error or type(error).__name__}")
     charged.__cause__ = error

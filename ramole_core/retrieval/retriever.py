@@ -50,11 +50,6 @@ class Retriever:
                 answers[i] = matches
         return answers
 
-    def warm(self) -> int:
-        """Brings the index up to the newest registry position; returns how many it holds."""
-        self._search(self._embed([])[:0], 1, frozenset(self._registry.active().values()))
-        return len(self._index)
-
     def _candidates(
         self, position: int | None, allow: tuple[str, ...] | None, exclude: tuple[str, ...]
     ) -> frozenset[AdapterRef]:

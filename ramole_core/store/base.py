@@ -45,6 +45,7 @@ class ObjectStore(Protocol):
         """Writes the object unless it exists. True when it now holds `data`, False otherwise.
 
         A writer that meets its own or an equal earlier write gets True: creation is idempotent.
+        Raises TooLargeError when `data` is over what the store can create atomically.
         """
         ...
 

@@ -48,7 +48,11 @@ class DirectoryStore:
     def put(self, key: str, data: bytes) -> None:
         """See ObjectStore."""
         with self._translated(key):
-            self._placed(self._written(data), key, os.replace)
+            temporary = self._written(data)
+            try:
+                self._placed(temporary, key, os.replace)
+            finally:
+                temporary.unlink(missing_ok=True)
 
     def create(self, key: str, data: bytes) -> bool:
         """See ObjectStore."""
@@ -92,15 +96,22 @@ class DirectoryStore:
         """See ObjectStore."""
         with self._translated(key):
             temporary = self._temporary()
-            shutil.copyfile(path, temporary)
-            self._placed(temporary, key, os.replace)
+            try:
+                shutil.copyfile(path, temporary)
+                _sync(temporary)
+                self._placed(temporary, key, os.replace)
+            finally:
+                temporary.unlink(missing_ok=True)
 
     def download(self, key: str, path: Path) -> None:
         """See ObjectStore."""
         with self._translated(key):
             temporary = path.with_name(f"{path.name}.{secrets.token_hex(6)}.part")
-            shutil.copyfile(self._path(key), temporary)
-            os.replace(temporary, path)
+            try:
+                shutil.copyfile(self._path(key), temporary)
+                os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
         return self._root / checked_key(key)
@@ -116,7 +127,7 @@ class DirectoryStore:
             except FileNotFoundError:
                 if attempt == _PLACE_ATTEMPTS - 1:
                     raise
-        _sync_directory(path.parent)
+        _sync(path.parent)
 
     def _temporary(self) -> Path:
         folder = self._root / _TMP
@@ -125,10 +136,14 @@ class DirectoryStore:
 
     def _written(self, data: bytes) -> Path:
         path = self._temporary()
-        with path.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with path.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:  # the disk is full: leave nothing
+            path.unlink(missing_ok=True)
+            raise
         return path
 
     def _walk(self, folder: Path) -> Iterator[ObjectInfo]:
@@ -174,8 +189,9 @@ def _key_order(entry: "os.DirEntry[str]") -> str:
     return entry.name + "/" if entry.is_dir(follow_symlinks=False) else entry.name
 
 
-def _sync_directory(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """What was written to the file or folder is on the disk when this returns."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

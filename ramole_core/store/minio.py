@@ -15,7 +15,7 @@ import urllib3
 from minio import Minio
 from minio.error import MinioException, S3Error
 
-from ramole_core.errors import ConfigError, NotFoundError, StoreUnavailableError
+from ramole_core.errors import ConfigError, NotFoundError, StoreUnavailableError, TooLargeError
 from ramole_core.settings import Settings
 from ramole_core.store.base import ObjectInfo, checked_key
 
@@ -96,7 +96,7 @@ class MinioStore:
     def create(self, key: str, data: bytes) -> bool:
         """See ObjectStore. A retried PUT may meet its own success as 412: the content decides."""
         if len(data) > MAX_SINGLE_PUT_BYTES:
-            raise StoreUnavailableError(
+            raise TooLargeError(
                 f"{key}: {len(data)} bytes are over the {MAX_SINGLE_PUT_BYTES} of one "
                 "conditional PUT; submit with a smaller --shard-size"
             )
@@ -185,7 +185,7 @@ class MinioStore:
                 raise NotFoundError(f"{key} is not in {where}") from e
             hint = _HINTS.get(e.code or "", "")
             raise StoreUnavailableError(f"{where}: {e.code}: {e.message}{hint}") from e
-        except (MinioException, urllib3.exceptions.HTTPError) as e:
+        except (MinioException, urllib3.exceptions.HTTPError, OSError) as e:
             raise StoreUnavailableError(f"{where}: {_cause(e)}") from e
 
     def _name(self, key: str) -> str:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from producer.client import Client
-from producer.job_files import JobFiles
 from ramole_core import keys
 from ramole_core.adapters.base_info import BaseInfo
 from ramole_core.errors import BrokerUnavailableError
+from ramole_core.job_files import JobFiles
 from ramole_core.jobs import ErrorRecord, Finished, PromptRequest, PromptResult
 from ramole_core.settings import Settings
 from ramole_core.store import ObjectStore

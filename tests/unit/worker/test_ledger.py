@@ -63,6 +63,7 @@ def test_an_unknown_job_is_said_to_be_unknown(ledger: Ledger) -> None:
 def test_a_lease_that_ran_out_is_sent_again_and_its_old_owner_is_told(redis: Redis) -> None:
     short = Ledger(redis, "w1", lease_seconds=0.0)
     adopt(short)
+    redis.set("ramole:reaped", 1 << 50)  # a reaper was here a moment ago
     old = claimed(short)
     assert short.overdue(num_queued=99, grace_seconds=10) == [ShardRef(JOB, "00000")]
     new = Ledger(redis, "w2", 30).claim(ShardRef(JOB, "00000"), 3)
@@ -99,7 +100,7 @@ def test_shards_are_dealt_round_robin_within_a_priority_and_within_the_bound(
     adopt(ledger, "b", 2)
     adopt(ledger, "urgent", 1, priority="high")
     dealt = []
-    while (found := ledger.next_shard(base_limit=2)) is not None:
+    while (found := ledger.next_shard(per_worker=2)) is not None:
         dealt.append(found[0].member)
     # normal work stops at twice the limit; high has room up to three times
     assert dealt == ["urgent/00000", "a/00000", "b/00000", "a/00001"]
@@ -138,13 +139,59 @@ def test_a_cancelled_job_is_forgotten_and_remembered_as_cancelled(ledger: Ledger
     assert not ledger.finish(claim.ref, 1, 0)
 
 
-def test_workers_are_counted_by_their_heartbeat(redis: Redis) -> None:
+def test_more_live_workers_get_more_shards(ledger: Ledger, redis: Redis) -> None:
+    adopt(ledger, shards=20, priority="low")
     for i in range(3):
-        Ledger(redis, f"w{i}", 8).heartbeat(100.0 + i)
-    ledger = Ledger(redis, "w0", 8)
-    assert ledger.num_workers(101.0) == 2
+        Ledger(redis, f"w{i}", 8).renew([])
+    redis.zadd("ramole:workers", {"w0": 1.0})  # heard of in 1970
+    dealt = 0
+    while ledger.next_shard(per_worker=2) is not None:
+        dealt += 1
+    assert dealt == 4
     ledger.leave()
-    assert ledger.num_workers(99.0) == 2
+    assert set(redis.zrange("ramole:workers", 0, -1)) == {"w0", "w2"}
+
+
+def test_a_shard_done_or_running_under_an_older_message_is_not_dealt_and_never_leaks(
+    ledger: Ledger, redis: Redis
+) -> None:
+    adopt(ledger, shards=3)
+    claimed(ledger, "00000")  # by a message that is older than the ledger
+    claimed(ledger, "00001")
+    ledger.finish(ShardRef(JOB, "00001"), 1, 0)
+    assert ledger.next_shard(5) == (ShardRef(JOB, "00002"), "normal")
+    assert ledger.next_shard(5) is None
+    redis.zadd("ramole:dispatched", {f"{JOB}/00001": 1})
+    assert ledger.claim(ShardRef(JOB, "00001"), 3) == "done"
+    assert redis.zscore("ramole:dispatched", f"{JOB}/00001") is None
+
+
+def test_after_a_pause_of_redis_owners_get_time_for_a_beat(redis: Redis) -> None:
+    ledger = Ledger(redis, "w1", lease_seconds=1)
+    adopt(ledger)
+    claim = claimed(ledger)
+    member = claim.ref.member
+    redis.zadd("ramole:running", {member: 1})  # the lease ran out while Redis was away
+    redis.set("ramole:reaped", 1)  # and so did every reaper
+    assert ledger.overdue(num_queued=99, grace_seconds=10) == []
+    assert ledger.renew([claim]) == []
+    redis.zadd("ramole:running", {member: 1})  # now reapers are about: it is taken
+    assert ledger.overdue(num_queued=99, grace_seconds=10) == [claim.ref]
+
+
+def test_a_cancelled_job_is_not_adopted_and_not_claimed(ledger: Ledger) -> None:
+    ledger.cancel(JOB)
+    assert not ledger.adopt(JOB, "normal", 1, ["00000"], [], {})
+    assert ledger.claim(ShardRef(JOB, "00000"), 3) == "cancelled"
+
+
+def test_progress_is_kept_of_known_jobs_only_and_never_goes_back(ledger: Ledger) -> None:
+    ledger.report(ShardRef(JOB, "00000"), 1, 0)
+    assert ledger.progress(JOB) == {}
+    adopt(ledger)
+    ledger.finish(ShardRef(JOB, "00000"), 2, 0)
+    ledger.report(ShardRef(JOB, "00000"), 1, 0)
+    assert ledger.progress(JOB) == {"00000": "done 2 0"}
 
 
 def test_queued_messages_are_counted_where_kombu_puts_them(redis_url: str, ledger: Ledger) -> None:

@@ -113,7 +113,7 @@ def test_a_stopped_encoder_leaves_nobody_waiting(encoder: FakeEncoder) -> None:
         service.encode(["late"])
 
 
-def test_leases_are_renewed_while_the_engine_moves_and_not_when_it_is_stuck(
+def test_leases_are_renewed_while_the_engine_moves_and_a_stuck_process_ends(
     tmp_path: Path, redis_url: str
 ) -> None:
     world = make_world(tmp_path, redis_url, lease_seconds=30)
@@ -121,8 +121,9 @@ def test_leases_are_renewed_while_the_engine_moves_and_not_when_it_is_stuck(
     world.desk.start("j")
     claim = world.ledger.claim(ShardRef("j", "00000"), 3)
     assert isinstance(claim, Claim)
-    alive = True
+    alive, ended = True, []
     world.leases._is_alive = lambda: alive
+    world.leases._on_stuck = lambda: ended.append(True)
     with world.leases.holding(claim):
         world.leases.beat()
         assert not world.leases.is_lost(claim)
@@ -130,6 +131,7 @@ def test_leases_are_renewed_while_the_engine_moves_and_not_when_it_is_stuck(
         before = world.ledger._redis.zscore("ramole:running", claim.ref.member)
         world.leases.beat()
         assert world.ledger._redis.zscore("ramole:running", claim.ref.member) == before
+        assert ended == [True]
         alive = True
         world.ledger.forget("j")
         world.leases.beat()
@@ -249,3 +251,29 @@ def test_adapters_that_have_no_vector_yet_are_described_from_their_samples(world
     assert abs(float(np.linalg.norm(vector)) - 1) < 1e-6
     assert np.array_equal(vector, shelf.vector(ref))
     assert world.store.exists(keys.vector("fake", ref))
+
+
+def test_a_broken_job_keeps_no_other_job_and_no_upload_waiting(world: World) -> None:
+    put_job(world.store, "a-gone", [PromptRequest(index=0, prompt="a")])
+    world.desk.start("a-gone")
+    world.ledger.finish(ShardRef("a-gone", "00000"), 1, 0)
+    world.store.delete(keys.manifest("a-gone"))
+    put_job(world.store, "b-spoilt", [PromptRequest(index=0, prompt="a")])
+    world.store.put(keys.manifest("b-spoilt"), b"{}")
+    put_job(world.store, "c-well", [PromptRequest(index=0, prompt="a")])
+    uploads, sent = FakeUploads(), []
+    uploads.ids = ["u-1"]
+    housekeeper(world, uploads, sent).reap()
+    assert [args for _, args in world.sent] == [["c-well", "00000"]]
+    assert [args for _, args, _ in sent] == [["u-1"]]
+    assert world.ledger.finalising() == []
+
+
+def test_a_cancellation_whose_message_was_lost_is_found(world: World) -> None:
+    put_job(world.store, "j", [PromptRequest(index=0, prompt="a")])
+    world.desk.start("j")
+    world.store.put(keys.cancelling("j"), b"")
+    world.store.create(keys.cancelled("j"), b"{}")
+    housekeeper(world, FakeUploads(), []).reap()
+    assert world.sent == [] and world.ledger.is_cancelled("j")
+    assert not world.store.exists(keys.live("j")) and not world.store.exists(keys.cancelling("j"))

@@ -2,18 +2,25 @@
 
 import json
 import threading
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
+from redis import ConnectionError as RedisConnectionError
 
 from ramole_core import keys
-from ramole_core.errors import NotFoundError, StoreUnavailableError
+from ramole_core.adapters.ref import AdapterRef
+from ramole_core.engine.request import Expert, Generation, GenerationRequest
+from ramole_core.errors import NotFoundError, PromptError, StoreUnavailableError, TooLargeError
 from ramole_core.jobs import ErrorRecord, Finished, JobState, PromptRequest
+from ramole_core.retrieval.index import Match
+from ramole_core.retrieval.retriever import Query
 from ramole_core.store.directory import DirectoryStore
 from tests.servers import wait_until
 from tests.unit.worker.world import World, make_world, put_job
 from worker.ledger import Claim, ShardRef
-from worker.routing import seed_of
+from worker.results import result_of
+from worker.routing import Routed, seed_of
 from worker.shards import ShardAbandonedError
 
 
@@ -101,13 +108,11 @@ def test_a_drain_gives_shard_and_attempt_back(world: World) -> None:
 
 def test_a_cancelled_job_lets_its_shard_go(world: World) -> None:
     start(world, "a")
-    world.engine.hold = True
     world.store.create(keys.cancelled("j"), b"{}")
     assert not world.desk.start("j")
-    claim_lost = threading.Event()
     _, (job, shard) = world.sent.pop(0)
-    assert world.ledger.claim(ShardRef(job, shard), 3) == "unknown"
-    assert not claim_lost.is_set() and not world.store.exists(keys.live("j"))
+    assert world.ledger.claim(ShardRef(job, shard), 3) == "cancelled"
+    assert not world.store.exists(keys.live("j"))
 
 
 def test_cancelling_reaches_a_running_shard(world: World) -> None:
@@ -151,7 +156,7 @@ def test_attempts_survive_an_empty_redis(world: World, redis_url: str) -> None:
     world.store.put(keys.attempt("j", "00000", 1), b"{}")
     world.store.put(keys.attempt("j", "00000", 2), b"{}")
     Redis.from_url(redis_url).flushall()
-    assert world.desk.start_all() == 1
+    world.desk.scan()
     claim = world.ledger.claim(ShardRef("j", "00000"), 3)
     assert isinstance(claim, Claim) and claim.attempt == 3
 
@@ -163,7 +168,7 @@ def test_a_wiped_redis_repeats_no_finished_shard(world: World, redis_url: str) -
     world.run_next()
     Redis.from_url(redis_url).flushall()
     world.sent.clear()
-    world.desk.start_all()
+    world.desk.scan()
     world.dispatcher.fill()
     assert [args[1] for _, args in world.sent] == ["00001", "00002"]
     world.run_next()
@@ -201,10 +206,9 @@ def test_a_deadline_that_passed_fails_what_has_not_begun(world: World) -> None:
 
 def test_a_live_marker_without_a_manifest_is_left_alone(world: World) -> None:
     world.store.put(keys.live("half"), b"")
-    assert world.desk.start_all() == 0
+    world.desk.scan()
     assert world.store.exists(keys.live("half"))
-    with pytest.raises(NotFoundError):
-        world.store.get(keys.manifest("half"))
+    assert world.ledger.known(["half"]) == [False]
 
 
 def test_explicit_adapters_and_floors_are_answered_for_each_prompt(world: World) -> None:
@@ -230,3 +234,129 @@ def test_every_line_of_an_output_is_one_json_object(world: World) -> None:
     world.run_next()
     lines = world.store.get(keys.output_shard("j", "00000")).split(b"\n")
     assert [json.loads(line)["index"] for line in lines if line] == [0, 1]
+
+
+def test_a_bad_option_in_a_stored_prompt_fails_that_prompt_alone(world: World) -> None:
+    bad = PromptRequest(index=1, prompt="b", options={"k": 99})
+    put_job(world.store, "j", [*prompts("a"), bad, *prompts("c")])
+    world.desk.start("j")
+    world.dispatcher.fill()
+    world.run_next()
+    assert [r.error and r.error.code for r in world.results("j")] == [None, "damaged", None]
+
+
+def test_a_damaged_line_of_a_stored_shard_fails_alone(world: World) -> None:
+    start(world, "a", "b")
+    key = keys.input_shard("j", "s1", "00000")
+    world.store.put(key, b'{"nonsense\n' + world.store.get(key).splitlines()[1] + b"\n")
+    world.run_next()
+    assert [r.error and r.error.code for r in world.results("j")] == ["damaged", None]
+
+
+def test_a_text_that_the_encoder_cannot_take_fails_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = world.runner._retriever.search
+
+    def picky(queries: list[Query]) -> list[list[Match]]:
+        if any(query.text == "poison" for query in queries):
+            raise PromptError("encoder_failed", "a bug in the model")
+        return search(queries)
+
+    monkeypatch.setattr(world.runner._retriever, "search", picky)
+    start(world, "a", "poison", "c")
+    world.run_next()
+    assert [r.error and r.error.code for r in world.results("j")] == [None, "encoder_failed", None]
+
+
+def test_a_shard_whose_input_is_gone_still_ends_its_job(tmp_path: Path, redis_url: str) -> None:
+    world = make_world(tmp_path, redis_url, lease_seconds=0)
+    start(world, "a", "b")
+    world.store.delete(keys.input_shard("j", "s1", "00000"))
+    for _ in range(3):
+        claim = world.ledger.claim(ShardRef("j", "00000"), 3)
+        assert isinstance(claim, Claim)
+        with pytest.raises(NotFoundError):
+            world.runner.run(claim)
+    world.run_next()
+    final = Finished.model_validate_json(world.store.get(keys.finished("j")))
+    assert (final.num_ok, final.num_failed) == (0, 2)
+
+
+def test_the_reason_of_the_last_attempt_stands_in_the_errors(
+    tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world(tmp_path, redis_url, lease_seconds=0)
+    start(world, "a")
+    monkeypatch.setattr(world.runner, "_wait", lambda *_: 1 / 0)
+    for _ in range(3):
+        claim = world.ledger.claim(ShardRef("j", "00000"), 3)
+        assert isinstance(claim, Claim)
+        with pytest.raises(ZeroDivisionError):
+            world.runner.run(claim)
+    world.run_next()
+    error = world.results("j")[0].error
+    assert error is not None and "ZeroDivisionError" in error.message
+
+
+def test_results_too_large_for_one_write_end_as_errors(tmp_path: Path, redis_url: str) -> None:
+    class Small(DirectoryStore):
+        def create(self, key: str, data: bytes) -> bool:
+            if "/output/" in key and len(data) > 300:
+                raise TooLargeError("over the limit")
+            return super().create(key, data)
+
+    world = make_world(tmp_path, redis_url, store=Small(tmp_path / "store"))
+    start(world, "a" * 1000)
+    world.run_next()
+    assert [r.error and r.error.code for r in world.results("j")] == ["too_large"]
+
+
+def test_an_outage_behind_the_engine_is_not_a_failed_prompt(world: World) -> None:
+    start(world, "a")
+    broken: Future[Generation] = Future()
+    broken.set_exception(StoreUnavailableError("the adapter's weights are out of reach"))
+    world.engine.submit = lambda request: broken  # type: ignore[method-assign]
+    with pytest.raises(StoreUnavailableError):
+        world.run_next()
+    assert not world.store.exists(keys.output_shard("j", "00000"))
+    claim = world.ledger.claim(ShardRef("j", "00000"), 3)
+    assert isinstance(claim, Claim) and claim.attempt == 1
+
+
+def test_a_redis_that_stumbles_while_a_shard_runs_costs_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = threading.Event()
+
+    def stumble(*_: object) -> None:
+        looked.set()
+        raise RedisConnectionError("reset by peer")
+
+    start(world, "a")
+    world.engine.hold = True
+    monkeypatch.setattr(world.ledger, "is_cancelled", stumble)
+    monkeypatch.setattr(world.ledger, "report", stumble)
+    thread = threading.Thread(target=world.run_next)
+    thread.start()
+    assert looked.wait(10)
+    world.engine.held[0].set_result(Generation("late", "stop", 1, 1, ()))
+    thread.join(timeout=10)
+    assert world.results("j")[0].text == "late"
+
+
+def test_a_shard_finished_during_a_drain_is_written(world: World) -> None:
+    start(world, "a")
+    world.draining.set()
+    world.run_next()
+    assert world.results("j")[0].text == "A"
+
+
+def test_weights_that_overflowed_are_an_error_and_not_a_null() -> None:
+    prompt = PromptRequest(index=0, prompt="a")
+    request = GenerationRequest(prompt="a", messages=None, experts=(Expert(AdapterRef("x", 1)),))
+    future: Future[Generation] = Future()
+    future.set_result(Generation("t", "stop", 1, 1, (float("nan"),)))
+    result = result_of(Routed(prompt, request), future)
+    assert result.text is None and result.error is not None
+    assert result.error.code == "not_a_number"

@@ -100,7 +100,7 @@ def make_world(
     shelf = VectorShelf(store, "fake", fake_embed)
     retriever = Retriever(registry, shelf, fake_embed, WIDTH)
     engine = FakeEngine()
-    leases = LeaseKeeper(ledger, lease_seconds, lambda: True)
+    leases = LeaseKeeper(ledger, lease_seconds, lambda: True, lambda: None)
     draining = threading.Event()
     desk = JobDesk(store, ledger)
     sent: list[tuple[str, list[str]]] = []
