@@ -38,8 +38,8 @@ def answer(request_id: str, store: ObjectStore, retriever: Retriever) -> None:
         matches = retriever.search([query])[0]
     except (ValueError, PromptError) as e:
         code = e.code if isinstance(e, PromptError) else "invalid_input"
-        error = {"code": code, "message": str(e)[:1000]}
-        store.put(keys.reply(request_id), to_json({"adapters": [], "error": error}))
+        refusal = {"adapters": [], "error": {"code": code, "message": str(e)[:1000]}}
+        store.put(keys.reply(request_id), to_json(refusal))
         return
     found = [
         {"name": m.ref.name, "version": m.ref.version, "similarity": round(m.similarity, 6)}

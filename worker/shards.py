@@ -160,9 +160,14 @@ class ShardRunner:
 
     def _note(self, claim: Claim, error: str | None = None) -> None:
         """The attempt in the store, so that the bound and the reason survive an empty Redis."""
-        note = {"attempt": claim.attempt, "worker": claim.token, "at": utc_now().isoformat()}
+        note = {
+            "attempt": claim.attempt,
+            "worker": claim.token,
+            "at": utc_now().isoformat(),
+            "error": error,
+        }
         key = keys.attempt(claim.ref.job_id, claim.ref.shard, claim.attempt)
-        self._store.put(key, to_json(note | {"error": error}))
+        self._store.put(key, to_json(note))
 
     def _given_up(self, job: JobFiles, claim: Claim) -> list[PromptResult]:
         """Errors for all prompts that can still be read, with the reason of the last attempt."""
@@ -208,5 +213,5 @@ def _lines(results: list[PromptResult]) -> bytes:
 
 
 def _too_large(result: PromptResult, error: TooLargeError) -> PromptResult:
-    record = ErrorRecord(code=error.code, message=str(error))
+    record = ErrorRecord(code="too_large", message=str(error))
     return PromptResult(index=result.index, id=result.id, error=record)
