@@ -1,23 +1,18 @@
-"""Good and bad adapters for any Llama-like model: made by PEFT, then spoilt one rule at a time.
+"""Good adapters for any Llama-like model, made and saved by PEFT, and how they are staged.
 
-`make_good(folder, kind, model)` saves an adapter as PEFT does; `make_bad(folder, case, model)`
-leaves a folder that the gate must refuse and returns the reason. `stage_raw` puts a folder into
-staging past every check. The model is never changed.
+`make_good(folder, kind, model)` saves an adapter as PEFT does. `stage_raw` puts a folder into
+staging past every check. The model is never changed. The bad ones: tests/bad_adapters.py.
 """
 
 import copy
 import hashlib
 import json
-import os
-import struct
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ramole_core import keys
@@ -106,6 +101,13 @@ def make_good(folder: Path, kind: str, model: nn.Module, seed: int = 0) -> nn.Mo
     return peft_model
 
 
+def edit_config(folder: Path, **values: Any) -> None:
+    """Sets keys of the config; the marker `...` removes one."""
+    table = json.loads((folder / CONFIG).read_text()) | values
+    text = json.dumps({k: v for k, v in table.items() if v is not ...})
+    (folder / CONFIG).write_text(text)
+
+
 def deltas(peft_model: nn.Module) -> dict[str, torch.Tensor]:
     """PEFT's own change of every adapted linear, float32."""
     found = {}
@@ -121,346 +123,6 @@ def _dtype_of(kind: str, name: str) -> torch.dtype:
     if kind == "bf16" or (kind == "mixed_dtypes" and "q_proj" in name):
         return torch.bfloat16
     return torch.float16 if kind == "fp16" else torch.float32
-
-
-# --- bad ones ---------------------------------------------------------------------------------
-
-Spoil = Callable[[Path], None]
-_BAD: dict[str, tuple[str, Spoil]] = {}
-FOLDER_ONLY = {"symlink", "symlink_extra", "fifo", "weights_are_a_folder", "folder_missing"}
-
-
-def make_bad(folder: Path, case: str, model: nn.Module) -> str:
-    """Leaves a bad adapter in `folder`; returns the reason it must be refused for."""
-    make_good(folder, "list", model)
-    (folder / "README.md").unlink(missing_ok=True)
-    reason, spoil = _BAD[case]
-    spoil(folder)
-    return reason
-
-
-def _bad(name: str, reason: str) -> Callable[[Spoil], Spoil]:
-    def keep(spoil: Spoil) -> Spoil:
-        _BAD[name] = (reason, spoil)
-        return spoil
-
-    return keep
-
-
-def edit_config(folder: Path, **values: Any) -> None:
-    """Sets keys of the config; the marker `...` removes one."""
-    table = json.loads((folder / CONFIG).read_text()) | values
-    text = json.dumps({k: v for k, v in table.items() if v is not ...})
-    (folder / CONFIG).write_text(text)
-
-
-def edit_tensors(folder: Path, edit: Callable[[dict[str, torch.Tensor]], None]) -> None:
-    """Rewrites the weights file after `edit` changed its tensors."""
-    tensors = {name: tensor.clone() for name, tensor in load_file(folder / WEIGHTS).items()}
-    edit(tensors)
-    save_file(tensors, folder / WEIGHTS)
-
-
-def edit_header(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
-    """Rewrites the header only; `edit` changes the table, or returns the new header's text."""
-    data = (folder / WEIGHTS).read_bytes()
-    (size,) = struct.unpack("<Q", data[:8])
-    table = json.loads(data[8 : 8 + size])
-    text = edit(table)
-    header = (text if isinstance(text, str) else json.dumps(table)).encode()
-    (folder / WEIGHTS).write_bytes(struct.pack("<Q", len(header)) + header + data[8 + size :])
-
-
-def _config_case(name: str, reason: str, **values: Any) -> None:
-    _BAD[name] = (reason, lambda folder: edit_config(folder, **values))
-
-
-def _tensor_case(name: str, reason: str, edit: Callable[[dict[str, torch.Tensor]], Any]) -> None:
-    _BAD[name] = (reason, lambda folder: edit_tensors(folder, edit))
-
-
-def _header_case(name: str, reason: str, edit: Callable[[dict[str, Any]], Any]) -> None:
-    _BAD[name] = (reason, lambda folder: edit_header(folder, edit))
-
-
-def _first(table: dict[str, Any]) -> dict[str, Any]:
-    return table[_first_name(table)]
-
-
-def _first_name(table: dict[str, Any]) -> str:
-    return min(name for name in table if name.endswith("lora_A.weight"))
-
-
-def _b_name(table: dict[str, Any]) -> str:
-    return _first_name(table).replace("lora_A", "lora_B")
-
-
-# files
-@_bad("pickle_beside", "pickle_file")
-def _(folder: Path) -> None:
-    (folder / "training_args.BIN").write_bytes(b"\x80\x04N.")
-
-
-@_bad("pickle_instead", "pickle_file")
-def _(folder: Path) -> None:
-    torch.save({"a": torch.zeros(1)}, folder / "adapter_model.bin")
-    (folder / WEIGHTS).unlink()
-
-
-@_bad("pickle_renamed", "pickle_file")
-def _(folder: Path) -> None:
-    torch.save({"a": torch.zeros(1)}, folder / WEIGHTS)
-
-
-@_bad("old_pickle_renamed", "pickle_file")
-def _(folder: Path) -> None:
-    torch.save({"a": torch.zeros(1)}, folder / WEIGHTS, _use_new_zipfile_serialization=False)
-
-
-@_bad("symlink", "symbolic_link")
-def _(folder: Path) -> None:
-    (folder / WEIGHTS).rename(folder.parent / f"{folder.name}.elsewhere")
-    (folder / WEIGHTS).symlink_to(folder.parent / f"{folder.name}.elsewhere")
-
-
-@_bad("symlink_extra", "symbolic_link")
-def _(folder: Path) -> None:
-    (folder / "README.md").symlink_to("/etc/passwd")
-
-
-@_bad("fifo", "not_a_regular_file")
-def _(folder: Path) -> None:
-    os.mkfifo(folder / "pipe")
-
-
-@_bad("weights_are_a_folder", "not_a_regular_file")
-def _(folder: Path) -> None:
-    (folder / WEIGHTS).unlink()
-    (folder / WEIGHTS).mkdir()
-
-
-@_bad("folder_missing", "unreadable")
-def _(folder: Path) -> None:
-    for path in folder.iterdir():
-        path.unlink()
-    folder.rmdir()
-
-
-@_bad("no_weights", "missing_file")
-def _(folder: Path) -> None:
-    (folder / WEIGHTS).unlink()
-
-
-@_bad("no_config", "missing_file")
-def _(folder: Path) -> None:
-    (folder / CONFIG).unlink()
-
-
-# the safetensors container
-@_bad("empty_weights", "bad_header")
-def _(folder: Path) -> None:
-    (folder / WEIGHTS).write_bytes(b"")
-
-
-@_bad("git_lfs_pointer", "bad_header")
-def _(folder: Path) -> None:
-    (folder / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
-
-
-@_bad("header_longer_than_file", "bad_header")
-def _(folder: Path) -> None:
-    data = (folder / WEIGHTS).read_bytes()
-    (folder / WEIGHTS).write_bytes(struct.pack("<Q", len(data)) + data[8:])
-
-
-@_bad("header_of_exabytes", "bad_header")
-def _(folder: Path) -> None:
-    data = (folder / WEIGHTS).read_bytes()
-    (folder / WEIGHTS).write_bytes(b"\xff" * 8 + data[8:])
-
-
-@_bad("cut_in_the_middle", "bad_offsets")
-def _(folder: Path) -> None:
-    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-5])
-
-
-@_bad("bytes_behind_the_end", "bad_offsets")
-def _(folder: Path) -> None:
-    with (folder / WEIGHTS).open("ab") as file:
-        file.write(b"#!/bin/sh\n")
-
-
-_header_case("header_not_json", "bad_header", lambda table: '{"a": ')
-_header_case("header_nested_deeply", "bad_header", lambda table: '{"a":' + "[" * 200_000)
-_header_case("header_a_list", "bad_header", lambda table: "[]")
-_header_case("header_extra_field", "bad_header", lambda table: _first(table).update(code="x"))
-_header_case(
-    "metadata_not_text", "bad_header", lambda table: table.update(__metadata__={"format": {}})
-)
-_header_case(
-    "duplicate_tensor",
-    "duplicate_key",
-    lambda table: json.dumps(table)[:-1] + ', "' + _first_name(table) + '": {}}',
-)
-_header_case("unknown_dtype", "bad_dtype", lambda table: _first(table).update(dtype="I64"))
-_header_case("negative_size", "bad_shape", lambda table: _first(table).update(shape=[-2, -16]))
-_header_case(
-    "lying_shape", "bad_offsets", lambda table: _first(table).update(shape=[1 << 40, 1 << 40])
-)
-_header_case(
-    "overlapping_offsets",
-    "bad_offsets",
-    lambda table: table[_b_name(table)].update(data_offsets=_first(table)["data_offsets"]),
-)
-_header_case("huge_offset", "bad_offsets", lambda t: _first(t).update(data_offsets=[1, 1 << 63]))
-
-
-@_bad("no_tensors", "no_tensors")
-def _(folder: Path) -> None:
-    (folder / WEIGHTS).write_bytes(struct.pack("<Q", 2) + b"{}")
-
-
-# what the tensors are
-def _rename(old: str, new: str) -> Callable[[dict[str, torch.Tensor]], None]:
-    def edit(tensors: dict[str, torch.Tensor]) -> None:
-        for name in list(tensors):
-            tensors[name.replace(old, new)] = tensors.pop(name)
-
-    return edit
-
-
-def _set(value: float) -> Callable[[dict[str, torch.Tensor]], Any]:
-    return lambda tensors: tensors[_first_name(tensors)].view(-1)[3:4].fill_(value)
-
-
-_tensor_case("path_in_a_name", "unknown_target", _rename("model.layers", "../../../etc/passwd"))
-_tensor_case("unknown_layer", "unknown_target", _rename("layers.1.", "layers.99."))
-_tensor_case("not_lora_names", "unknown_tensor", _rename("lora_A", "weight"))
-_tensor_case("adapter_name_inside", "unknown_tensor", _rename(".weight", ".default.weight"))
-_tensor_case(
-    "embedding_too",
-    "unknown_tensor",
-    lambda t: t.update({"base_model.model.model.embed_tokens.lora_embedding_A": torch.ones(2, 8)}),
-)
-_tensor_case(
-    "whole_module_too",
-    "unknown_tensor",
-    lambda t: t.update({"base_model.model.lm_head.weight": torch.ones(4, 4)}),
-)
-_tensor_case("missing_b", "missing_tensor", lambda t: t.pop(_b_name(t)))
-_tensor_case("missing_a", "missing_tensor", lambda t: t.pop(_first_name(t)))
-_tensor_case(
-    "wrong_shape",
-    "wrong_shape",
-    lambda t: t.update({_first_name(t): torch.ones(2, t[_first_name(t)].shape[1] + 1)}),
-)
-_tensor_case(
-    "three_dimensions",
-    "wrong_shape",
-    lambda t: t.update({_first_name(t): t[_first_name(t)][None].clone()}),
-)
-_tensor_case("nan", "not_finite", _set(float("nan")))
-_tensor_case("infinity", "not_finite", _set(float("inf")))
-_tensor_case("huge_value", "too_large_values", _set(1e30))
-_tensor_case("all_b_zero", "no_effect", lambda t: [t[n].zero_() for n in t if "lora_B" in n])
-
-
-# the config
-@_bad("config_not_json", "bad_json")
-def _(folder: Path) -> None:
-    (folder / CONFIG).write_text("{'r': 8}")
-
-
-@_bad("config_not_utf8", "bad_json")
-def _(folder: Path) -> None:
-    (folder / CONFIG).write_bytes(b'{"peft_type": "LORA\xff"}')
-
-
-@_bad("config_a_list", "bad_json")
-def _(folder: Path) -> None:
-    (folder / CONFIG).write_text("[1]")
-
-
-@_bad("config_nested_deeply", "bad_json")
-def _(folder: Path) -> None:
-    (folder / CONFIG).write_text('{"a":' * 100_000)
-
-
-@_bad("config_key_twice", "duplicate_key")
-def _(folder: Path) -> None:
-    text = (folder / CONFIG).read_text()
-    (folder / CONFIG).write_text(text.replace("{", '{"r": 4,', 1))
-
-
-@_bad("config_huge", "too_large")
-def _(folder: Path) -> None:
-    edit_config(folder, base_model_name_or_path="x" * (5 << 20))
-
-
-_config_case("not_lora", "not_lora", peft_type="IA3")
-_config_case("peft_type_missing", "not_lora", peft_type=...)
-_config_case("dora", "dora", use_dora=True)
-_config_case("bias", "bias", bias="all")
-_config_case("lora_bias", "bias", lora_bias=True)
-_config_case("modules_to_save", "modules_to_save", modules_to_save=["lm_head"])
-_config_case("trainable_tokens", "trainable_tokens", trainable_token_indices=[1, 2])
-_config_case("layer_replication", "layer_replication", layer_replication=[[0, 1], [0, 2]])
-_config_case("remote_code", "remote_code", trust_remote_code=True)
-_config_case(
-    "auto_mapping", "auto_mapping", auto_mapping={"parent_library": "os", "base_model_class": "x"}
-)
-_config_case("unknown_key", "unsupported_option", use_quantum_lora=True)
-_config_case("activated_lora", "unsupported_option", alora_invocation_tokens=[1, 2])
-_config_case("megatron", "unsupported_option", megatron_config={"a": 1})
-_config_case("target_parameters", "unsupported_option", target_parameters=["experts.w"])
-_config_case("pissa", "init_changes_base", init_lora_weights="pissa_niter_4")
-_config_case("olora", "init_changes_base", init_lora_weights="olora")
-_config_case("rank_zero", "bad_config", r=0)
-_config_case("rank_a_text", "bad_config", r="8")
-_config_case("rank_missing", "bad_config", r=...)
-_config_case("alpha_zero", "bad_config", lora_alpha=0)
-_config_case("targets_a_number", "bad_config", target_modules=7)
-_config_case("rank_mismatch", "rank_mismatch", r=3)
-_config_case("rank_pattern_mismatch", "rank_mismatch", rank_pattern={"v_proj": 5})
-_config_case("target_mismatch", "target_mismatch", target_modules=["q_proj"])
-_config_case("excluded_but_there", "target_mismatch", exclude_modules=["v_proj"])
-_config_case("regex_broken", "unsafe_pattern", target_modules="((")
-_config_case("regex_lookahead", "unsafe_pattern", target_modules="(?=.*q_proj).*")
-_config_case("regex_too_long", "unsafe_pattern", target_modules=".*q_proj|" * 200)
-_config_case(
-    "regex_explodes", "target_mismatch", target_modules=r"((([a-z_.0-9]+)+)+)+!", rank_pattern={}
-)
-
-
-@_bad("rank_over_limit", "rank_too_large")
-def _(folder: Path) -> None:
-    """Needs a limit below 512: RAMOLE_MAX_ADAPTER_RANK is 256 by default."""
-    edit_config(folder, r=512)
-    edit_tensors(folder, _widen)
-
-
-def _widen(tensors: dict[str, torch.Tensor]) -> None:
-    for name, tensor in tensors.items():
-        out = (512, tensor.shape[1]) if "lora_A" in name else (tensor.shape[0], 512)
-        tensors[name] = torch.full(out, 0.01)
-
-
-BAD_CASES = sorted(_BAD)
-
-# file content -> reason
-BAD_SAMPLES: dict[str, tuple[bytes, str]] = {
-    "none": (b"", "num_samples"),
-    "too_many": (b'"a"\n' * 1001, "num_samples"),
-    "not_json": (b'"a"\nhello\n', "bad_sample"),
-    "not_a_string": (b'"a"\n{"prompt": "b"}\n', "bad_sample"),
-    "an_empty_line": (b'"a"\n\n"b"\n', "bad_sample"),
-    "empty_text": (b'"a"\n""\n', "bad_sample"),
-    "only_spaces": (b'"a"\n" \\t"\n', "bad_sample"),
-    "not_utf8": (b'"a"\n"\xff"\n', "bad_sample"),
-    "lone_surrogate": (b'"a"\n"\\ud800"\n', "bad_sample"),
-    "too_long": (b'"a"\n"' + b"x" * 100_001 + b'"\n', "bad_sample"),
-}
-BAD_NAMES = ["", ".", "..", "../up", "a/b", "a b", "-x", "é", "x" * 101, "a\n", "a\0b", "a@1"]
 
 
 def stage_raw(

@@ -13,14 +13,8 @@ from producer.polling import poll
 from ramole_core import keys, messages, zoo
 from ramole_core.adapters.verdict import Verdict, read_verdict
 from ramole_core.errors import AdapterRefusedError
-from tests.adapters_corpus import (
-    BAD_CASES,
-    FOLDER_ONLY,
-    GOOD_KINDS,
-    make_bad,
-    make_good,
-    stage_raw,
-)
+from tests.adapters_corpus import GOOD_KINDS, make_good, stage_raw
+from tests.bad_adapters import BAD_CASES, FOLDER_ONLY, make_bad
 from tests.integration.system import System
 
 # One per rule, as a user would meet them.

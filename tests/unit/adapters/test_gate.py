@@ -13,16 +13,8 @@ from ramole_core.adapters.loading import load_lora
 from ramole_core.adapters.samples import encode_samples, parse_samples
 from ramole_core.adapters.values import check_values
 from ramole_core.errors import AdapterRefusedError
-from tests.adapters_corpus import (
-    BAD_CASES,
-    BAD_SAMPLES,
-    GOOD_KINDS,
-    GOOD_SAMPLES,
-    deltas,
-    edit_config,
-    make_bad,
-    make_good,
-)
+from tests.adapters_corpus import GOOD_KINDS, GOOD_SAMPLES, deltas, make_good
+from tests.bad_adapters import BAD_CASES, BAD_SAMPLES, edit_config, make_bad
 
 
 @pytest.mark.parametrize("kind", GOOD_KINDS)

@@ -14,17 +14,8 @@ from ramole_core.adapters.staging import new_upload_id, stage_upload
 from ramole_core.errors import AdapterRefusedError, InvalidInputError
 from ramole_core.jobs import utc_now
 from ramole_core.store.directory import DirectoryStore
-from tests.adapters_corpus import (
-    BAD_CASES,
-    BAD_NAMES,
-    BAD_SAMPLES,
-    FOLDER_ONLY,
-    GOOD_SAMPLES,
-    edit_config,
-    make_bad,
-    make_good,
-    stage_raw,
-)
+from tests.adapters_corpus import GOOD_SAMPLES, make_good, stage_raw
+from tests.bad_adapters import BAD_CASES, BAD_NAMES, BAD_SAMPLES, FOLDER_ONLY, edit_config, make_bad
 from tests.unit.adapters.stores import Counting, Cut
 
 SAMPLES = b'"one"\n"two"\n'

@@ -19,7 +19,10 @@ from ramole_core.store import open_store
 def main() -> int:
     """Beats until SIGTERM."""
     if "config" in sys.argv:
-        print('{"level": "error", "message": "RAMOLE_MODEL=x: no such model"}', flush=True)
+        print(
+            '{"level": "error", "message": "cannot start: RAMOLE_MODEL=x: no such model"}',
+            flush=True,
+        )
         return 78
     settings = Settings.load()
     redis = Redis.from_url(settings.redis_url)

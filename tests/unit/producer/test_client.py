@@ -1,9 +1,13 @@
 """The client: states derived from the store, results in order, cancel, retry, search, uploads."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from producer import replies
+from producer.client import Client
 from ramole_core import keys, messages
 from ramole_core.adapters.log import LogEntry
 from ramole_core.errors import (
@@ -16,6 +20,7 @@ from ramole_core.errors import (
     UnavailableError,
 )
 from ramole_core.jobs import JobState
+from ramole_core.settings import Settings
 from ramole_core.store.base import get_json, to_json
 from tests.unit.producer.world import World, write_adapter
 
@@ -231,14 +236,14 @@ def test_a_bad_adapter_is_refused_here_before_anything_is_stored(
     good = write_adapter(tmp_path / "good")
     for folder, name, samples in (
         (write_adapter(tmp_path / "dora", use_dora=True), "n", ["s"]),
-        (tmp_path / "missing", "n", ["s"]),
         (good, "../n", ["s"]),
         (good, "n", []),
     ):
         with pytest.raises(AdapterRefusedError):
             world.client.upload_adapter(folder, name, samples)
-    with pytest.raises(AdapterRefusedError):
-        world.client.upload_adapter(good, "n", tmp_path / "missing.jsonl")
+    for folder, samples in ((tmp_path / "missing", ["s"]), (good, tmp_path / "missing")):
+        with pytest.raises(NotFoundError, match="missing: no such file or folder"):
+            world.client.upload_adapter(folder, "n", samples)
     assert world.keys() == [] and world.broker.sent == []
 
 
@@ -292,6 +297,8 @@ def test_adapters_are_listed_and_removed_without_redis(
         (1, True, False),
         (2, False, True),
     ]
+    assert world.client.remove_adapter("a", 2) == []
+    assert [str(ref) for ref in world.client.remove_adapter("a")] == ["a@1"]
     with pytest.raises(AdapterRefusedError, match="another owner"):
         world.client.remove_adapter("b")
     for call in (world.client.adapter, world.client.remove_adapter):
@@ -304,3 +311,51 @@ def test_explicit_adapters_are_known_ones(world: World) -> None:
     world.client.submit(["x"], adapters=({"name": "a", "version": 1, "weight": 0.5},))
     with pytest.raises(InvalidInputError, match="a@2"):
         world.client.submit(["x"], adapters=({"name": "a", "version": 2},))
+    with pytest.raises(InvalidInputError, match="a@1 is given twice"):
+        world.client.submit(["x"], adapters=({"name": "a"}, {"name": "a", "version": 1}))
+
+
+def test_allowed_adapters_are_known_ones(world: World) -> None:
+    registered(world, 1, "a", 1, "me")
+    world.client.submit(["x"], allow_adapters=["a"], exclude_adapters=["gone"])
+    for call in (
+        lambda: world.client.submit(["x"], allow_adapters=["a", "nope"]),
+        lambda: world.client.search("x", allow=["a", "nope"]),
+    ):
+        with pytest.raises(InvalidInputError, match="'nope' does not exist.*adapters list"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("question", "said"),
+    [
+        ({"text": ""}, "TEXT: 1 to 1048576 characters, not 0"),
+        ({"text": "x", "k": 0}, "--k: 1 to 1000, not 0"),
+        ({"text": "x", "k": 5000}, "--k: 1 to 1000, not 5000"),
+        ({"text": "x", "exclude": ["a b"]}, "--exclude-adapter 'a b': use "),
+        ({"text": "x", "allow": ["../a"]}, "--allow-adapter '../a': use "),
+    ],
+)
+def test_a_search_is_checked_before_a_worker_is_asked(
+    world: World, question: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InvalidInputError, match=re.escape(said)):
+        world.client.search(**question)
+    assert world.broker.sent == []
+
+
+def test_a_search_that_passes_here_passes_the_worker() -> None:
+    from worker.requests import SearchRequest
+
+    for text, k in (("x" * replies.MAX_SEARCH_CHARS, 1), ("x", replies.MAX_SEARCH_K)):
+        SearchRequest(kind="search", text=text, k=k)
+
+
+def test_a_missing_data_folder_is_named_and_not_made(tmp_path: Path) -> None:
+    home = tmp_path / "nope" / "x"
+    for call in (Client.jobs, lambda client: client.submit(["x"])):
+        with pytest.raises(UnavailableError, match=f"{home} does not exist.*ramole up"):
+            call(Client(Settings.load({}, home=home)))
+    store = tmp_path / "elsewhere" / "store"  # a store of its own needs no data folder
+    client = Client(Settings.load({}, home=home, store_url=str(store)))
+    assert client.jobs() == [] and list(tmp_path.iterdir()) == []

@@ -9,6 +9,7 @@ import pytest
 
 from producer import __main__ as console
 from producer.cli import cli
+from producer.embedded.lock import Holder
 from producer.job_status import JobStatus
 from producer.progress import ProgressLine
 from ramole_core.jobs import JobState
@@ -73,7 +74,8 @@ def test_the_commands_are_those_of_the_issue() -> None:
 
 def test_submit_prints_the_id_and_nothing_else_on_stdout(ramole: Ramole, dataset: str) -> None:
     code, out, err = ramole("submit", dataset, "--job-id", "j", "--k", "2")
-    assert (code, out) == (0, "j\n") and "3 prompts, 1 bad lines" in err
+    assert (code, out) == (0, "j\n") and "submitted: 3 prompts in 1 shard\n" in err
+    assert "1 bad line among them; first line 3: not JSON" in err
     (again,) = ramole.json("submit", dataset, "--job-id", "j", "--k", "2")
     assert again == {
         "job_id": "j",
@@ -81,6 +83,7 @@ def test_submit_prints_the_id_and_nothing_else_on_stdout(ramole: Ramole, dataset
         "num_prompts": 3,
         "num_bad_lines": 1,
         "num_shards": 1,
+        "first_bad_line": again["first_bad_line"],
     }
     code, out, err = ramole("submit", dataset, "--job-id", "j", "--json")
     assert code == 6 and json.loads(out)["error"]["code"] == "conflict"
@@ -99,6 +102,10 @@ def test_wrong_usage_exits_2(ramole: Ramole, dataset: str) -> None:
         ("submit", dataset, "--k", "99"),
         ("submit", dataset, "--deadline", "never"),
         ("submit", dataset, "--base-only", "--adapter", "a"),
+        ("submit", dataset, "--timeout", "1s"),
+        ("search", ""),
+        ("worker", "--foo"),
+        ("worker", "foo"),
         ("adapters", "show", "a@b"),
         ("nonsense",),
     ):
@@ -125,12 +132,27 @@ def test_submit_wait_ends_like_wait(ramole: Ramole, world: World, dataset: str) 
     assert ramole("submit", dataset, "--wait")[0] == 7
 
 
+def test_ctrl_c_leaves_the_job_running_and_says_so(
+    ramole: Ramole, world: World, dataset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(world.client, "wait", interrupted)
+    for args in (("submit", dataset, "--job-id", "j", "--wait"), ("wait", "j")):
+        code, _, err = ramole(*args)
+        assert code == 130 and "job j runs on; `ramole status j`" in err
+
+
 def test_status_and_jobs(ramole: Ramole, world: World) -> None:
     world.client.submit(["a"], job_id="j")
     assert "queued" in ramole("status", "j")[1]
+    world.client.submit(["a", {}], job_id="spoilt")
+    world.finish("spoilt")
+    assert "failed   1 (1 bad line)\n" in ramole("status", "spoilt")[1]
     (status,) = ramole.json("status", "j")
     assert status["num_prompts"] == 1 and status["workers"] == 1
-    assert [job["job_id"] for job in ramole.json("jobs")] == ["j"]
+    assert [job["job_id"] for job in ramole.json("jobs")] == ["j", "spoilt"]
     assert ramole("jobs")[1].splitlines()[1].split()[:2] == ["j", "queued"]
     code, _, err = ramole("status", "nobody")
     assert code == 4 and "ramole jobs" in err
@@ -148,6 +170,18 @@ def test_results_go_to_stdout_or_a_file_or_a_table(
     path = tmp_path / "answers.jsonl"
     assert ramole("results", "j", "--output", str(path))[:2] == (0, "")
     assert path.read_text() == out
+    for output, said in (
+        (tmp_path / "nope" / "x", f"no folder {tmp_path / 'nope'}"),
+        (tmp_path, "is not a file"),
+        (Path("/dev/null"), "is not a file"),
+    ):
+        code, out, err = ramole("results", "j", "--output", str(output))
+        assert (code, out) == (2, "") and f"--output {output}: " in err and said in err
+    assert ramole("results", "nobody", "--output", str(tmp_path / "y"))[0] == 4
+    assert (
+        list(tmp_path.rglob("*.part")) == []
+        and not tmp_path.with_name(f"{tmp_path.name}.part").exists()
+    )
     table = ramole("results", "j", "--format", "table")[1].splitlines()
     assert len(table) == 4 and "too long" in table[2]
 
@@ -176,6 +210,31 @@ def test_adapters_upload_list_remove(ramole: Ramole, world: World, tmp_path: Pat
     assert ramole("adapters", "remove", "nobody@2")[0] == 4
 
 
+def test_removing_an_adapter_again_says_so(
+    ramole: Ramole, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("producer.adapters._user", lambda: "me")
+    registered(world, 1, "n", 1, "me")
+    assert ramole("adapters", "remove", "n") == (0, "removed n@1\n", "")
+    assert ramole("adapters", "remove", "n") == (0, "n was removed before\n", "")
+    assert ramole.json("adapters", "remove", "n@1") == [{"removed": []}]
+
+
+def test_an_excluded_name_that_no_adapter_has_is_warned_of(
+    ramole: Ramole, world: World, dataset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("producer.adapters._user", lambda: "me")
+    registered(world, 1, "gone", 1, "me")
+    world.client.remove_adapter("gone")
+    data = to_json({"adapters": [], "error": None})
+    world.broker.on_send = lambda message: world.store.put(f"replies/{message[1]}.json", data)
+    exclude = ("--exclude-adapter", "gone", "--exclude-adapter", "gnoe")
+    for args in (("submit", dataset), ("search", "x")):
+        code, _, err = ramole(*args, *exclude)
+        assert code == 0 and "warning: --exclude-adapter gnoe: no adapter has that name\n" in err
+        assert "adapter gone" not in err
+
+
 def test_search(ramole: Ramole, world: World) -> None:
     found = [{"name": "a", "version": 1, "similarity": 0.5}]
     data = to_json({"adapters": found, "error": None})
@@ -193,6 +252,53 @@ def test_logs_shows_the_lines_of_a_job_by_time(ramole: Ramole, world: World) -> 
     (folder / "worker-1.log").write_text('{"time": "1", "job": "j"}\n')
     lines = ramole("logs", "j")[1].splitlines()
     assert [json.loads(line)["time"] for line in lines] == ["1", "2"]
+    code, out, err = ramole("logs", "nojob")
+    assert (code, out) == (4, "") and "no log line about job nojob" in err
+
+
+def test_without_logs_it_says_where_they_are(ramole: Ramole) -> None:
+    code, _, err = ramole("logs", "j")
+    assert code == 4 and "in served mode they are where the workers run" in err
+
+
+def test_a_data_folder_that_is_not_there_is_named_and_not_made(
+    world: World, capfd: pytest.CaptureFixture[str]
+) -> None:
+    home = world.home / "nope" / "x"
+    for words in ("status j", "jobs", "logs j", "adapters list", "results j", "search x"):
+        assert console.main(["--home", str(home), *words.split()]) == 5
+        assert f"the data folder {home} does not exist" in capfd.readouterr().err
+    assert console.main(["--home", str(home), "doctor"]) == 5
+    assert f"the data folder {home} does not exist" in capfd.readouterr().out
+    assert not home.parent.exists()
+
+
+def test_a_data_folder_that_is_a_file_is_no_folder(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert console.main(["--home", str(tmp_path / "file"), "jobs"]) == 2
+    assert f"the data folder {tmp_path / 'file'} is no folder" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("model", ["", "/models/tiny"])
+def test_up_names_its_model_and_how_to_stop_it(
+    given: bool, model: str, world: World, capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    holder = Holder(pid=7, phase="ready", broker="unix://x", worker_pids=[8])
+    monkeypatch.setattr("producer.commands.system.start_detached", lambda *args: holder)
+    monkeypatch.setenv("RAMOLE_HOME", str(world.home))
+    monkeypatch.setenv("RAMOLE_MODEL", model)
+    home = ["--home", str(world.home)] if given else []
+    assert console.main([*home, "up", "--detach"]) == 0
+    ready, *notice = capfd.readouterr().out.splitlines()
+    assert ready.startswith("ready: base model tiny, ")
+    stop = f"ramole --home {world.home} down" if given else "ramole down"
+    assert ready.endswith(f"; stop with `{stop}`")
+    assert bool(notice) is not bool(model)
+    assert all("demonstration model" in line and "RAMOLE_MODEL" in line for line in notice)
 
 
 def test_doctor_names_what_is_missing(ramole: Ramole, world: World) -> None:
@@ -221,7 +327,7 @@ def test_settings_that_do_not_exist_are_one_line(
 ) -> None:
     monkeypatch.setenv("RAMOLE_BROKR_URL", "x")
     code, _, err = ramole("doctor")
-    assert code == 2 and "RAMOLE_BROKR_URL" in err and err.count("\n") == 1
+    assert code == 2 and "did you mean RAMOLE_BROKER_URL" in err and err.count("\n") == 1
 
 
 class Stream:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from producer.embedded import temporary
 from producer.embedded.broker_process import broker_argv, private_folder
 from producer.embedded.child import Child, last_lines
 from producer.embedded.control import start_detached, stop
@@ -50,7 +51,8 @@ def holder_of(settings: Settings) -> Holder:
 def test_up_refuse_crash_restart_and_down(settings: Settings) -> None:
     first = up(settings, 2)
     assert first.phase == "ready" and len(first.worker_pids) == 2
-    with pytest.raises(ConflictError, match=f"process {first.pid} "):
+    said = f"process {first.pid} .*`ramole --home {settings.home} down`"
+    with pytest.raises(ConflictError, match=said):
         up(settings)
     assert settings.socket_path.stat().st_mode & 0o077 == 0
 
@@ -80,8 +82,33 @@ def test_no_orphans_after_kill_9_and_the_next_up_works(settings: Settings) -> No
     assert second.pid != first.pid and not set(second.worker_pids) & set(first.worker_pids)
 
 
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_temporary_system_is_its_own_and_ends(
+    keep: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[dict[str, str]] = []
+    stopped: list[Settings] = []
+
+    def start(settings: Settings, argv: list[str], tied: bool, env: dict[str, str]) -> None:
+        assert argv[-3:] == ["--home", str(settings.home), "up"] and tied
+        started.append(env)
+
+    monkeypatch.setattr(temporary, "start_detached", start)
+    monkeypatch.setattr(temporary, "stop", stopped.append)
+    for name in ("RAMOLE_HOME", "RAMOLE_STORE_URL", "RAMOLE_MODEL", "RAMOLE_TORCH_THREADS"):
+        monkeypatch.setenv(name, "1")
+    with temporary.temporary_system("ramole-test-", keep) as client:
+        home = client.settings.home
+        assert home.is_dir() and not stopped
+        assert (client.settings.store_url, client.settings.torch_threads) == ("", 1)
+    assert stopped == [client.settings] and home.exists() is keep
+    assert {n for n in started[0] if n.startswith("RAMOLE_")} == {"RAMOLE_TORCH_THREADS"}
+    if keep:
+        home.rmdir()
+
+
 def test_a_worker_with_wrong_settings_stops_everything_with_its_reason(settings: Settings) -> None:
-    with pytest.raises(ConfigError, match="worker-0 cannot run: RAMOLE_MODEL=x: no such model"):
+    with pytest.raises(ConfigError, match="^worker-0 cannot run: RAMOLE_MODEL=x: no such model"):
         up(settings, 1, "config")
     assert not OwnerLock(settings.home).held()
 

@@ -41,9 +41,12 @@ BAD_LINES = {
     "only a system message": (b'{"messages": [{"role": "system", "content": "x"}]}\n', "user"),
     "unknown role": (b'{"messages": [{"role": "tool", "content": "x"}]}\n', "messages.0.role"),
     "content of parts": (b'{"messages": [{"role": "user", "content": []}]}\n', "content"),
-    "unknown key": (b'{"prompt": "x", "tempreature": 1}\n', "unknown key 'tempreature'"),
-    "bad option": (b'{"prompt": "x", "k": 99}\n', "k: "),
-    "option of a wrong type": (b'{"prompt": "x", "k": "3"}\n', "k: "),
+    "unknown key": (
+        b'{"prompt": "x", "tempreature": 1}\n',
+        "unknown key 'tempreature' (use --prompt-field prompt to ignore other keys)",
+    ),
+    "bad option": (b'{"prompt": "x", "k": 99}\n', "k: at most 16, not 99"),
+    "option of a wrong type": (b'{"prompt": "x", "k": "3"}\n', "k: a whole number, not '3'"),
     "bad adapter name": (b'{"prompt": "x", "exclude_adapters": ["../a"]}\n', "exclude_adapters"),
     "bad id": (b'{"prompt": "x", "id": [1]}\n', "'id'"),
     "prompt over the limit": (

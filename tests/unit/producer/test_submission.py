@@ -8,7 +8,7 @@ import pytest
 
 from producer.broker import Broker
 from producer.job_options import job_options
-from producer.readers import read_items
+from producer.readers import Dataset, read_items
 from producer.submission import Submission
 from ramole_core import keys, messages
 from ramole_core.errors import (
@@ -125,6 +125,24 @@ def test_strict_stops_at_the_first_bad_line_and_leaves_nothing(world: World, hom
     assert world.keys() == [] and world.broker.sent == []
     job = world.client.submit(path, job_id="j", shard_size=2)
     assert (job.num_prompts, job.num_bad_lines) == (6, 1)
+
+
+def test_a_dataset_of_bad_lines_only_is_refused_and_leaves_nothing(
+    world: World, home: Path
+) -> None:
+    path = home / "x.jsonl"
+    path.write_text('{"prompt": "a", "target": "b"}\n' * 5)
+    with pytest.raises(InvalidInputError) as caught:
+        world.client.submit(path, job_id="j", shard_size=2)
+    assert "line 1: unknown key 'target' (use --prompt-field prompt to" in str(caught.value)
+    assert world.keys() == [] and world.broker.sent == []
+    assert world.client.submit(Dataset(str(path), prompt_field="prompt")).num_bad_lines == 0
+    with path.open("a") as file:
+        file.write('{"prompt": "a"}\n')
+    job = world.client.submit(path, job_id="j")
+    assert job.num_bad_lines == 5
+    assert job.first_bad_line is not None and job.first_bad_line.startswith("line 1: unknown key")
+    assert world.client.submit(path, job_id="j").first_bad_line == job.first_bad_line
 
 
 def test_an_empty_dataset_is_refused(world: World) -> None:
