@@ -81,7 +81,7 @@ class Adapters:
         Raises NotFoundError, AdapterRefusedError, UnavailableError, TimedOutError.
         """
         for path in (folder, samples):
-            if isinstance(path, Path) and not path.exists():
+            if isinstance(path, Path) and not os.path.exists(path):
                 raise NotFoundError(f"{path}: no such file or folder")
         base = read_base(self._store)
         checked_adapter_name(name)

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from producer.adapters import UPLOAD_SECONDS, AdapterDetails, AdapterRow, Adapters, Upload
 from producer.broker import Broker
+from producer.data_folder import check_data_folder
 from producer.job_options import job_options
 from producer.job_status import JobStatus, StatusReader
 from producer.polling import Clock, poll
@@ -55,7 +56,8 @@ class Client:
 
     @cached_property
     def store(self) -> ObjectStore:
-        """The object store, known to be there. Raises StoreUnavailableError."""
+        """The object store, known to be there. Raises UnavailableError."""
+        check_data_folder(self.settings)
         store = open_store(self.settings)
         store.check()
         return store
@@ -78,7 +80,8 @@ class Client:
         """Submits a file (path, `-`, `store:KEY`) or an iterable of prompts or records.
 
         `options` are those of JobOptions. With a `job_id`, submitting equal content again is the
-        same job; other content raises ConflictError. `strict` stops at the first bad line.
+        same job; other content raises ConflictError. `strict` stops at the first bad line; a
+        dataset without one good line is refused in any case.
         """
         checked = job_options(options)
         if isinstance(source, str | Path):
@@ -177,7 +180,7 @@ class Client:
     ) -> Upload:
         """Uploads an adapter as PEFT saves it; `samples` are texts or the file that holds them.
 
-        Raises AdapterRefusedError with the reason, UnavailableError, TimedOutError.
+        Raises NotFoundError, AdapterRefusedError with the reason, UnavailableError, TimedOutError.
         """
         given = Path(samples) if isinstance(samples, str | Path) else samples
         return self._adapters.upload(Path(folder), name, given, wait, timeout_seconds)
@@ -195,7 +198,10 @@ class Client:
         return self._adapters.details(name, version)
 
     def remove_adapter(self, name: str, version: int | None = None) -> list[AdapterRef]:
-        """Removes one version, or all of a name; running jobs keep what they pinned."""
+        """Removes one version, or all of a name; returns those that still stood.
+
+        Running jobs keep what they pinned.
+        """
         return self._adapters.remove(name, version)
 
     def search(
@@ -205,7 +211,10 @@ class Client:
         allow: Iterable[str] | None = None,
         exclude: Iterable[str] = (),
     ) -> list[Match]:
-        """The adapters a worker would retrieve for `text`, best first. Raises UnavailableError."""
+        """The adapters a worker would retrieve for `text`, best first.
+
+        Raises InvalidInputError, UnavailableError, TimedOutError.
+        """
         question = {
             "text": text,
             "k": k,

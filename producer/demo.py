@@ -5,30 +5,21 @@ one file, answers them once more with the base model alone, and stops all it sta
 """
 
 import json
-import os
-import shutil
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from producer.client import Client
-from producer.embedded.control import start_detached, stop
+from producer.embedded.temporary import temporary_system
 from producer.job_status import JobStatus
 from ramole_core import zoo
 from ramole_core.errors import JobFailedError
 from ramole_core.jobs import PromptResult, parse_time
-from ramole_core.settings import Settings
 
 MAX_NEW_TOKENS: Final = 32
-READY_SECONDS: Final = 120.0
 WAIT_SECONDS: Final = 1800.0
-# The demo brings its own system: what points to another one must not reach it.
-_FOREIGN: Final = ("HOME", "BROKER_", "STORE_", "MODEL", "ENCODER")
 
 
 @dataclass(frozen=True)
@@ -87,8 +78,9 @@ def run_demo(
     """Runs everything; what was started is stopped and removed whatever happens."""
     began = time.monotonic()
     records = test_records(num_prompts)
-    with _system(keep, say) as client:
-        say(f"ready after {time.monotonic() - began:.0f} s; uploading the zoo's adapters")
+    say("starting broker and worker in a temporary data folder")
+    with temporary_system("ramole-demo-", keep) as client:
+        say(f"{client.settings.home} is ready after {time.monotonic() - began:.0f} s")
         _upload_zoo(client, say)
         dataset = client.settings.home / "prompts.jsonl"
         dataset.write_text("".join(map(_line, records)), encoding="utf-8")
@@ -104,26 +96,6 @@ def test_records(num_prompts: int) -> list[dict[str, Any]]:
     lines = zoo.test_path().read_text(encoding="utf-8").splitlines()
     wanted = min(num_prompts or len(lines), len(lines))
     return [json.loads(lines[i * len(lines) // wanted]) for i in range(wanted)]
-
-
-@contextmanager
-def _system(keep: bool, say: Callable[[str], None]) -> Iterator[Client]:
-    home = Path(tempfile.mkdtemp(prefix="ramole-demo-"))
-    env = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.removeprefix("RAMOLE_").startswith(_FOREIGN) or not name.startswith("RAMOLE_")
-    }
-    settings = Settings.load(env, home=home)
-    argv = [sys.executable, "-m", "producer", "--home", str(home), "up"]
-    say(f"starting broker and worker in {home}")
-    try:
-        start_detached(settings, argv, READY_SECONDS, tied=True, env=env)
-        yield Client(settings)
-    finally:
-        stop(settings)
-        if not keep:
-            shutil.rmtree(home, ignore_errors=True)
 
 
 def _upload_zoo(client: Client, say: Callable[[str], None]) -> None:

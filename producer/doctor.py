@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import Final
 
 from producer.broker import Broker
+from producer.data_folder import check_data_folder
 from producer.pins import read_base
 from ramole_core.errors import RamoleError, StoreUnavailableError, UnavailableError
 from ramole_core.jobs import Wire
@@ -72,6 +73,7 @@ def _workers(broker: Broker) -> str:
 
 
 def _store(settings: Settings) -> str:
+    check_data_folder(settings)
     store = open_store(settings)
     store.check()
     key = PROBES + secrets.token_hex(8)

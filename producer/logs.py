@@ -4,15 +4,24 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from ramole_core.errors import NotFoundError
+
 
 def job_lines(folder: Path, job_id: str) -> list[str]:
-    """The JSON lines whose `job` is `job_id`, by time; lines that are not JSON are left out."""
+    """The JSON lines whose `job` is `job_id`, by time; lines that are not JSON are left out.
+
+    Raises NotFoundError when there is none.
+    """
+    if not folder.is_dir():
+        raise NotFoundError(f"no logs in {folder}; in served mode they are where the workers run")
     found = [
         (str(record.get("time", "")), line)
         for path in sorted(folder.glob("*.log*"))
         for line, record in _records(path, job_id)
         if record.get("job") == job_id
     ]
+    if not found:
+        raise NotFoundError(f"no log line about job {job_id} in {folder}")
     return [line for _, line in sorted(found, key=lambda pair: pair[0])]
 
 

@@ -6,14 +6,19 @@ from typing import Any, Final
 from pydantic import Field
 
 from producer.broker import Broker
+from producer.job_options import flag
+from producer.pins import known_adapter, read_registry
 from producer.polling import Clock, poll
 from ramole_core import keys, messages
 from ramole_core.errors import InvalidInputError, NotFoundError, TimedOutError, UnavailableError
-from ramole_core.jobs import Wire
+from ramole_core.jobs import Wire, checked_name
 from ramole_core.store import ObjectStore
 from ramole_core.store.base import get_json, to_json
 
 REPLY_SECONDS: Final = 30.0
+# As the worker has them.
+MAX_SEARCH_CHARS: Final = 1 << 20
+MAX_SEARCH_K: Final = 1000
 
 
 class Match(Wire):
@@ -52,7 +57,11 @@ def search(
     timeout_seconds: float = REPLY_SECONDS,
     clock: Clock | None = None,
 ) -> list[Match]:
-    """Asks a worker which adapters fit a text. `question` has the keys of its SearchRequest."""
+    """Asks a worker which adapters fit a text. `question` has the keys of its SearchRequest.
+
+    Raises InvalidInputError, UnavailableError, TimedOutError.
+    """
+    _check(store, question)
     require_worker(broker)
     request_id = secrets.token_hex(12)
     store.put(keys.request(request_id), to_json({"kind": "search", **question}))
@@ -65,6 +74,21 @@ def search(
     if reply.get("error"):
         raise InvalidInputError(f"search: {reply['error']['message']}")
     return [Match.model_validate(match) for match in reply["adapters"]]
+
+
+def _check(store: ObjectStore, question: dict[str, Any]) -> None:
+    text, k, allowed = question["text"], question["k"], question["allow_adapters"]
+    if not 1 <= len(text) <= MAX_SEARCH_CHARS:
+        raise InvalidInputError(f"TEXT: 1 to {MAX_SEARCH_CHARS} characters, not {len(text)}")
+    if not 1 <= k <= MAX_SEARCH_K:
+        raise InvalidInputError(f"--k: 1 to {MAX_SEARCH_K}, not {k}")
+    for option in ("allow_adapters", "exclude_adapters"):
+        for name in question[option] or ():
+            checked_name(flag(option), name)
+    if allowed:
+        registry = read_registry(store)
+        for name in allowed:
+            known_adapter(registry, name)
 
 
 def _found(store: ObjectStore, key: str) -> dict[str, Any] | None:

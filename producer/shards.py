@@ -45,6 +45,7 @@ class ShardWriter:
     ) -> None:
         self.num_prompts = 0
         self.num_bad_lines = 0
+        self.first_bad_line: str | None = None
         self.num_shards = 0
         self.content = ContentHash(options)
         self._store = store
@@ -98,7 +99,9 @@ class ShardWriter:
         self._lines.append(line)
         self._num_bytes += len(line)
         self.num_prompts += 1
-        self.num_bad_lines += request.error is not None
+        if request.error is not None:
+            self.num_bad_lines += 1
+            self.first_bad_line = self.first_bad_line or request.error.message
         self.content.add(line)
 
     def _flush(self) -> None:

@@ -32,6 +32,7 @@ class SubmittedJob(Wire):
     num_prompts: int
     num_bad_lines: int
     num_shards: int
+    first_bad_line: str | None
 
 
 class Submission:
@@ -55,9 +56,10 @@ class Submission:
             return self._again(existing, requests, options)
         pins = current_pins(self._store, options)
         self._broker.check()
-        manifest, created = self._create(requests, job_id, options, pins)
+        writer = ShardWriter(self._store, job_id, secrets.token_hex(8), options)
+        manifest, created = self._create(requests, writer, pins)
         self._start(job_id)
-        return _submitted(manifest, created)
+        return _submitted(manifest, created, writer)
 
     def _again(
         self, manifest: Manifest, requests: Iterable[PromptRequest], options: JobOptions
@@ -69,21 +71,20 @@ class Submission:
             self._broker.check()
             self._store.create(keys.live(manifest.job_id), b"")
             self._start(manifest.job_id)
-        return _submitted(manifest, created=False)
+        return _submitted(manifest, False, writer)
 
     def _create(
-        self, requests: Iterable[PromptRequest], job_id: str, options: JobOptions, pins: Pins
+        self, requests: Iterable[PromptRequest], writer: ShardWriter, pins: Pins
     ) -> tuple[Manifest, bool]:
-        writer = ShardWriter(self._store, job_id, secrets.token_hex(8), options)
         try:
             writer.write_all(requests)
-            if writer.num_prompts == 0:
-                raise InvalidInputError("the dataset holds no prompt")
+            _check_any_good(writer)
         except BaseException:
             with suppress(RamoleError):
                 writer.delete()
             raise
         manifest = writer.manifest(pins, utc_now().isoformat())
+        job_id = manifest.job_id
         self._store.create(keys.live(job_id), b"")
         # From here on the inputs stay: a creation that seems to fail may yet have happened.
         if self._store.create(keys.manifest(job_id), manifest.model_dump_json().encode()):
@@ -102,6 +103,15 @@ class Submission:
             ) from e
 
 
+def _check_any_good(writer: ShardWriter) -> None:
+    if writer.num_prompts == 0:
+        raise InvalidInputError("the dataset holds no prompt")
+    if writer.num_prompts == writer.num_bad_lines:
+        raise InvalidInputError(
+            f"no line of the dataset is a prompt, nothing is enqueued; {writer.first_bad_line}"
+        )
+
+
 def _check_same(manifest: Manifest, writer: ShardWriter) -> None:
     if manifest.content_sha256 != writer.content.hexdigest():
         raise ConflictError(
@@ -118,11 +128,12 @@ def _stopping(requests: Iterable[PromptRequest], name: str) -> Iterator[PromptRe
         yield request
 
 
-def _submitted(manifest: Manifest, created: bool) -> SubmittedJob:
+def _submitted(manifest: Manifest, created: bool, writer: ShardWriter) -> SubmittedJob:
     return SubmittedJob(
         job_id=manifest.job_id,
         created=created,
         num_prompts=manifest.num_prompts,
         num_bad_lines=manifest.num_bad_lines,
         num_shards=manifest.num_shards,
+        first_bad_line=writer.first_bad_line,
     )

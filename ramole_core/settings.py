@@ -4,6 +4,7 @@ The environment wins over `<home>/ramole.toml`. Unknown names and bad values rai
 with the value, the limit and the variable to set. Secrets stay out of `repr`.
 """
 
+import difflib
 import hashlib
 import os
 import tempfile
@@ -205,6 +206,8 @@ def _read_toml(path: Path) -> dict[str, str]:
             table = tomllib.load(file)
     except FileNotFoundError:
         return {}
+    except NotADirectoryError as e:
+        raise ConfigError(f"the data folder {path.parent} is no folder") from e
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as e:
         raise ConfigError(f"{path}: not a readable TOML file: {e}") from e
     return {
@@ -215,9 +218,10 @@ def _read_toml(path: Path) -> dict[str, str]:
 
 def _read_value(known: Mapping[str, Any], name: str, text: str, where: str) -> Any:
     if name not in known or (name == "home" and not where.startswith(PREFIX)):
-        raise ConfigError(
-            f"{where}: no such setting; known: " + ", ".join(PREFIX + n.upper() for n in known)
-        )
+        near = difflib.get_close_matches(name, known.keys() - {name})
+        shown = [PREFIX + n.upper() if where.startswith(PREFIX) else n for n in near]
+        meant = f"did you mean {' or '.join(shown)}?" if near else "the README lists them all"
+        raise ConfigError(f"{where}: no such setting; {meant}")
     try:
         return known[name].metadata["read"](text)
     except ValueError as e:

@@ -5,7 +5,14 @@ from pathlib import Path
 import click
 
 from producer.adapters import Upload
-from producer.commands.common import App, echo_json, echo_table, json_option, note
+from producer.commands.common import (
+    App,
+    echo_json,
+    echo_table,
+    json_option,
+    note,
+    warn_unknown,
+)
 
 
 @click.group()
@@ -123,6 +130,7 @@ def search(
     Example: ramole search "Translate to German: good morning" --k 5
     """
     matches = app.client.search(text, k, allow or None, exclude)
+    warn_unknown(app, exclude)
     if as_json:
         for match in matches:
             echo_json(match)

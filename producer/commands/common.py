@@ -27,12 +27,12 @@ class App:
     """What the group hands to its commands; settings are read at first use."""
 
     def __init__(self, home: Path | None) -> None:
-        self._home = home
+        self.home = home  # as given on the command line
 
     @cached_property
     def settings(self) -> Settings:
         """The settings of this process. Raises ConfigError."""
-        return Settings.load(home=self._home)
+        return Settings.load(home=self.home)
 
     @cached_property
     def client(self) -> Client:
@@ -58,6 +58,11 @@ def note(text: str) -> None:
     click.echo(text, err=True)
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 shard`, `2 shards`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def echo_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Prints columns as wide as their longest cell."""
     cells = [[str(cell) for cell in row] for row in (header, *rows)]
@@ -71,7 +76,7 @@ def echo_status(status: JobStatus, as_json: bool) -> None:
     """Prints how far a job is."""
     if as_json:
         return echo_json(status)
-    bad = f", {status.num_bad_lines} bad lines" if status.num_bad_lines else ""
+    bad = f" ({counted(status.num_bad_lines, 'bad line')})" if status.num_bad_lines else ""
     rows = [
         ("job", status.job_id),
         ("state", status.state.value),
@@ -88,10 +93,25 @@ def echo_status(status: JobStatus, as_json: bool) -> None:
     return None
 
 
+def warn_unknown(app: App, excluded: Iterable[str]) -> None:
+    """Notes names that no adapter ever had: nothing is excluded by them."""
+    known = {row.name for row in app.client.adapters(with_removed=True)} if excluded else set()
+    for name in excluded:
+        if name not in known:
+            note(f"warning: --exclude-adapter {name}: no adapter has that name")
+
+
 def wait_and_report(app: App, job_id: str, timeout_seconds: float | None, as_json: bool) -> None:
     """Waits for a job, prints how it ended, exits with 7 unless it completed."""
-    with ProgressLine(sys.stderr) as progress:
-        status = app.client.wait(job_id, timeout_seconds, on_progress=progress.show)
+    try:
+        with ProgressLine(sys.stderr) as progress:
+            status = app.client.wait(job_id, timeout_seconds, on_progress=progress.show)
+    except KeyboardInterrupt:
+        note(
+            f"ramole: job {job_id} runs on; `ramole status {job_id}` shows how far it is, "
+            f"`ramole cancel {job_id}` stops it"
+        )
+        raise
     echo_status(status, as_json)
     if status.state is not JobState.COMPLETED:
         note(f"ramole: job {job_id} ended as {status.state.value}; see `ramole results {job_id}`")

@@ -10,6 +10,7 @@ from typing import BinaryIO
 import click
 
 from producer.commands.common import App, echo_table, json_option
+from ramole_core.errors import InvalidInputError
 from ramole_core.jobs import PromptResult
 
 MAX_CELL_CHARS = 60
@@ -30,6 +31,7 @@ def results(
     \b
     Example: ramole results 20260131-060000-123-9f2c4e --output answers.jsonl
     """
+    _check_output(output)
     lines = app.client.result_lines(job, partial)
     if format == "table" and not as_json:
         return _echo_results(map(PromptResult.model_validate_json, lines))
@@ -37,6 +39,15 @@ def results(
         for line in lines:
             file.write(line + b"\n")
     return None
+
+
+def _check_output(output: Path | None) -> None:
+    if output is None:
+        return
+    if not output.parent.is_dir():
+        raise InvalidInputError(f"--output {output}: there is no folder {output.parent}")
+    if output.exists() and not output.is_file():
+        raise InvalidInputError(f"--output {output}: is not a file")
 
 
 @contextmanager
@@ -47,9 +58,14 @@ def _opened(output: Path | None) -> Iterator[BinaryIO]:
         sys.stdout.buffer.flush()
         return
     part = output.with_name(output.name + ".part")
-    with part.open("wb") as file:
-        yield file
-    os.replace(part, output)
+    try:
+        with part.open("wb") as file:
+            yield file
+        os.replace(part, output)
+    except OSError as e:
+        raise InvalidInputError(f"--output {output}: {e.strerror or e}") from e
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _echo_results(found: Iterator[PromptResult]) -> None:

@@ -4,7 +4,15 @@ from typing import Any
 
 import click
 
-from producer.commands.common import App, echo_json, json_option, note, wait_and_report
+from producer.commands.common import (
+    App,
+    counted,
+    echo_json,
+    json_option,
+    note,
+    wait_and_report,
+    warn_unknown,
+)
 from producer.commands.job_flags import given_options, job_flags
 from producer.job_options import duration_seconds
 from producer.readers import FORMATS, Dataset
@@ -45,11 +53,14 @@ def submit(
     \b
     Example: ramole submit prompts.jsonl --k 3 --max-new-tokens 64 --wait
     """
+    if timeout and not wait:
+        raise click.UsageError("--timeout has no effect without --wait")
     options = given_options(flags)
     timeout_seconds = duration_seconds(timeout) if timeout else None
     source = Dataset(dataset, format, prompt_field, id_field)
     job = app.client.submit(source, job_id=job_id, strict=strict, **options)
     report(job, as_json)
+    warn_unknown(app, options.get("exclude_adapters", ()))
     if wait:
         wait_and_report(app, job.job_id, timeout_seconds, as_json)
 
@@ -60,5 +71,7 @@ def report(job: SubmittedJob, as_json: bool) -> None:
         return echo_json(job)
     click.echo(job.job_id)
     what = "submitted" if job.created else "submitted before"
-    bad = f", {job.num_bad_lines} bad lines among them" if job.num_bad_lines else ""
-    return note(f"{what}: {job.num_prompts} prompts{bad}, in {job.num_shards} shards")
+    note(f"{what}: {counted(job.num_prompts, 'prompt')} in {counted(job.num_shards, 'shard')}")
+    if job.num_bad_lines:
+        note(f"{counted(job.num_bad_lines, 'bad line')} among them; first {job.first_bad_line}")
+    return None

@@ -3,18 +3,27 @@
 import os
 import sys
 from pathlib import Path
+from typing import Final
 
 import click
 
 from producer.commands.common import App, echo_json, json_option, note, require_worker_package
+from producer.data_folder import check_data_folder
 from producer.doctor import examine
 from producer.embedded.control import start_detached, stop
-from producer.embedded.lock import Holder
+from producer.embedded.lock import Holder, down_command
 from producer.embedded.supervisor import Supervisor
 from producer.job_options import duration_seconds
 from producer.logs import job_lines
+from producer.pins import read_base
 from ramole_core.errors import UnavailableError
 from ramole_core.settings import Settings
+from ramole_core.store import open_store
+
+ZOO_NOTICE: Final = (
+    "NOTE: this is the small built-in demonstration model, not a language model; "
+    "for another: `ramole up --model PATH` or RAMOLE_MODEL, on a fresh data folder"
+)
 
 
 @click.command()
@@ -34,17 +43,19 @@ def up(
     """
     require_worker_package()
     chosen = _absolute(model)
+    settings = Settings.load(home=app.settings.home, model=chosen)
     if not detach:
-        settings = Settings.load(home=app.settings.home, model=chosen)
-        Supervisor(settings, workers, on_ready=lambda holder: note(_ready(holder, settings))).run()
+        Supervisor(
+            settings, workers, on_ready=lambda holder: note(_ready(app, holder, settings))
+        ).run()
         return
     argv = [sys.executable, "-m", "producer", "--home", str(app.settings.home), "up"]
     argv += ["--workers", str(workers), *(["--model", chosen] if chosen else [])]
-    holder = start_detached(app.settings, argv, duration_seconds(timeout))
+    holder = start_detached(settings, argv, duration_seconds(timeout))
     if as_json:
         echo_json(holder)
     else:
-        click.echo(_ready(holder, app.settings))
+        click.echo(_ready(app, holder, settings))
 
 
 @click.command()
@@ -63,18 +74,17 @@ def down(app: App, as_json: bool) -> None:
         click.echo("nothing was running" if pid is None else f"stopped process {pid}")
 
 
-@click.command(context_settings={"ignore_unknown_options": True})
-@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+@click.command()
 @click.pass_obj
-def worker(app: App, args: tuple[str, ...]) -> None:
-    """Runs one worker process in the foreground; ARGS go to `python -m worker`.
+def worker(app: App) -> None:
+    """Runs one worker process in the foreground. Its settings come from the environment.
 
     \b
     Example: RAMOLE_BROKER_URL=redis://queue:6379/0 ramole worker
     """
     require_worker_package()
     env = {**os.environ, "RAMOLE_HOME": str(app.settings.home)}
-    os.execve(sys.executable, [sys.executable, "-m", "worker", *args], env)
+    os.execve(sys.executable, [sys.executable, "-m", "worker"], env)
 
 
 @click.command()
@@ -86,6 +96,7 @@ def logs(app: App, job: str) -> None:
     \b
     Example: ramole logs 20260131-060000-123-9f2c4e
     """
+    check_data_folder(app.settings)
     for line in job_lines(app.settings.home / "logs", job):
         click.echo(line)
 
@@ -114,9 +125,12 @@ def _absolute(model: str | None) -> str | None:
     return str(Path(model).absolute()) if model and Path(model).is_dir() else model
 
 
-def _ready(holder: Holder, settings: Settings) -> str:
+def _ready(app: App, holder: Holder, settings: Settings) -> str:
+    base = read_base(open_store(settings)).name
     workers = ", ".join(map(str, holder.worker_pids))
-    return (
-        f"ready: data folder {settings.home}, broker {holder.broker}, "
-        f"supervisor process {holder.pid}, worker processes {workers}; stop with `ramole down`"
+    down = down_command(settings.home) if app.home else "ramole down"
+    line = (
+        f"ready: base model {base}, data folder {settings.home}, broker {holder.broker}, "
+        f"supervisor process {holder.pid}, worker processes {workers}; stop with `{down}`"
     )
+    return line if settings.model else f"{line}\n{ZOO_NOTICE}"

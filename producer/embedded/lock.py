@@ -6,6 +6,7 @@ The file's text only describes the holder and means nothing once the lock is fre
 
 import fcntl
 import os
+import shlex
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, Literal
@@ -50,7 +51,7 @@ class OwnerLock:
             who = f"process {holder.pid}" if holder else "another process"
             raise ConflictError(
                 f"the data folder {self._home} is already served by {who} (ramole up); "
-                "stop it with `ramole down`, or choose another with --home"
+                f"stop it with `{down_command(self._home)}`, or choose another with --home"
             )
         self._handle = handle
 
@@ -88,6 +89,11 @@ class OwnerLock:
         with suppress(OSError, ValidationError):
             return Holder.model_validate_json(self._path.read_bytes())
         return None
+
+
+def down_command(home: Path) -> str:
+    """What stops the system that serves `home`."""
+    return f"ramole --home {shlex.quote(str(home))} down"
 
 
 def _try_lock(handle: int) -> bool:

@@ -184,5 +184,5 @@ def _last_message(log: Path) -> str:
     """The last line of a worker's log; of a JSON line, its message."""
     line = " ".join(last_lines(log, 1))
     with suppress(ValueError, KeyError, TypeError):
-        return str(json.loads(line)["message"])
-    return line
+        line = str(json.loads(line)["message"])
+    return line.rpartition("cannot start: ")[2]

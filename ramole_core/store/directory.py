@@ -36,9 +36,13 @@ class DirectoryStore:
         return cls(Path(location.removeprefix("file://")).absolute())
 
     def check(self) -> None:
-        """See ObjectStore."""
+        """See ObjectStore. A root that could be made is as good as one that is there."""
         with self._translated("."):
-            self._root.mkdir(parents=True, exist_ok=True)
+            nearest = next(path for path in (self._root, *self._root.parents) if path.exists())
+        if not nearest.is_dir() or (nearest != self._root and not os.access(nearest, os.W_OK)):
+            raise StoreUnavailableError(
+                f"store {self._root} (RAMOLE_STORE_URL): {nearest} is no folder that can be written"
+            )
 
     def get(self, key: str) -> bytes:
         """See ObjectStore."""

@@ -1,6 +1,7 @@
 """The command line: exit codes, what is on stdout, one line for every error."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -170,10 +171,11 @@ def test_results_go_to_stdout_or_a_file_or_a_table(
     path = tmp_path / "answers.jsonl"
     assert ramole("results", "j", "--output", str(path))[:2] == (0, "")
     assert path.read_text() == out
+    os.mkfifo(tmp_path / "pipe")
     for output, said in (
         (tmp_path / "nope" / "x", f"no folder {tmp_path / 'nope'}"),
         (tmp_path, "is not a file"),
-        (Path("/dev/null"), "is not a file"),
+        (tmp_path / "pipe", "is not a file"),
     ):
         code, out, err = ramole("results", "j", "--output", str(output))
         assert (code, out) == (2, "") and f"--output {output}: " in err and said in err
