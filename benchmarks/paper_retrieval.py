@@ -11,10 +11,7 @@ mean of MiniLM embeddings gives on the released half of the prompts, less half a
 
 import argparse
 import json
-import os
-import shutil
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any, Final
@@ -26,11 +23,10 @@ from transformers.utils import logging as transformers_logging
 
 from benchmarks.report import Row, report
 from producer.client import Client
-from producer.embedded.control import start_detached, stop
+from producer.embedded.temporary import temporary_system
 from producer.job_status import JobStatus
 from ramole_core import zoo
 from ramole_core.jobs import PromptResult
-from ramole_core.settings import Settings
 
 TOPS: Final = (1, 3, 5, 8)
 TARGETS: Final = {1: 63.0, 3: 83.4, 5: 89.0, 8: 92.3}
@@ -48,36 +44,24 @@ def main() -> int:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     adapters = _lines(arguments.data / "adapter_samples.jsonl")
     prompts = _lines(arguments.data / "prompts.jsonl")
-    home = Path(tempfile.mkdtemp(prefix="ramole-paper-"))
-    try:
-        rows = _measure(home, adapters, prompts, arguments.max_new_tokens)
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
+    rows = _measure(adapters, prompts, arguments.max_new_tokens)
     settings = {"k": max(TOPS), "max_new_tokens": arguments.max_new_tokens, "ranks": RANKS}
     report(rows, settings, arguments.json)
     return 1 if any(row.met is False for row in rows) else 0
 
 
 def _measure(
-    home: Path, adapters: list[dict[str, Any]], prompts: list[dict[str, Any]], new_tokens: int
+    adapters: list[dict[str, Any]], prompts: list[dict[str, Any]], new_tokens: int
 ) -> list[Row]:
-    env = {k: v for k, v in os.environ.items() if not k.startswith("RAMOLE_")}
-    settings = Settings.load(env, home=home / "system")
-    settings.home.mkdir()
-    argv = [sys.executable, "-m", "producer", "--home", str(settings.home), "up"]
-    start_detached(settings, argv, tied=True, env=env)
-    try:
-        client = Client(settings)
+    with temporary_system("ramole-paper-") as client:
         began = time.monotonic()
-        _upload_all(client, home, adapters)
+        _upload_all(client, adapters)
         uploaded = time.monotonic()
         requests = ({"id": str(i), "prompt": p["inputs"]} for i, p in enumerate(prompts))
         job = client.submit(requests, k=max(TOPS), max_new_tokens=new_tokens)
         client.wait(job.job_id, on_progress=_show)
         ended = time.monotonic()
         results = list(client.results(job.job_id))
-    finally:
-        stop(settings)
     _check(results, len(prompts))
     return [
         *(Row(f"top{k}", _top(results, prompts, k), "%", TARGETS[k]) for k in TOPS),
@@ -89,7 +73,7 @@ def _measure(
     ]
 
 
-def _upload_all(client: Client, folder: Path, adapters: list[dict[str, Any]]) -> None:
+def _upload_all(client: Client, adapters: list[dict[str, Any]]) -> None:
     for number, adapter in enumerate(adapters):
         base = AutoModelForCausalLM.from_pretrained(zoo.base_path())
         torch.manual_seed(number)
@@ -99,7 +83,7 @@ def _upload_all(client: Client, folder: Path, adapters: list[dict[str, Any]]) ->
             target_modules="all-linear" if number % 2 else ["q_proj", "v_proj"],
             init_lora_weights=False,
         )
-        path = folder / "adapters" / str(number)
+        path = client.settings.home / "tmp" / f"made-{number}"
         get_peft_model(base, config).save_pretrained(str(path))
         (path / "README.md").unlink(missing_ok=True)
         client.upload_adapter(path, adapter["adapter"], adapter["samples"])
