@@ -121,4 +121,6 @@ def wait_and_report(app: App, job_id: str, timeout_seconds: float | None, as_jso
 def require_worker_package() -> None:
     """Raises ConfigError when the worker's dependencies are missing."""
     if not worker_is_installed():
-        raise ConfigError("this command needs the extra `worker`: pip install -c constraints.txt '.[worker]' in the checkout")
+        raise ConfigError(
+            "this command needs the extra `worker`: pip install -c constraints.txt '.[worker]' in the checkout"
+        )
