@@ -7,17 +7,19 @@ with the value, the limit and the variable to set. Secrets stay out of `repr`.
 import difflib
 import hashlib
 import os
+import re
 import tempfile
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from ramole_core.errors import ConfigError
 
 PREFIX: Final = "RAMOLE_"
+_URL: Final = re.compile(r"[a-z][a-z0-9+.-]*://\S+")
 MAX_SOCKET_PATH_BYTES: Final = 100
 SPARE_THREADS: Final = 4  # of a worker, for uploads, searches and new jobs
 
@@ -192,12 +194,20 @@ class Settings:
         return self.store_url or str(self.home / "store")
 
 
-def redacted(url: str) -> str:
-    """`url` without user, password and query, for messages and logs."""
-    scheme, separator, rest = url.partition("://")
-    return (
-        scheme + separator + ("***@" if "@" in rest else "") + rest.rpartition("@")[2].split("?")[0]
-    )
+def redacted(text: str) -> str:
+    """`text` with every URL in it cut down to scheme, host and path: for messages and logs."""
+    return _URL.sub(lambda found: _without_secrets(found.group()), text)
+
+
+def _without_secrets(url: str) -> str:
+    scheme = url.partition("://")[0]
+    if scheme == "unix":
+        return url.partition("?")[0]
+    parts = urlsplit(url)
+    if "@" in parts.path + parts.query + parts.fragment:  # a password with / ? or # in it
+        return f"{scheme}://***"
+    secret, _, host = parts.netloc.rpartition("@")
+    return f"{scheme}://" + ("***@" if secret else "") + host + parts.path
 
 
 def _read_toml(path: Path) -> dict[str, str]:

@@ -122,7 +122,7 @@ def open_services(settings: Settings, send: Callable[..., Any]) -> Services:
 
     registry = Registry(store)
     registry.refresh()
-    shelf = VectorShelf(store, encoder.version, encoder.encode)
+    shelf = VectorShelf(store, encoder.version, encoder.encode, encoder.width)
     retriever = Retriever(registry, shelf, encoder.encode, encoder.width)
     ledger = Ledger(redis, worker_name(), settings.lease_seconds)
     leases = LeaseKeeper(

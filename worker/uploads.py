@@ -1,7 +1,10 @@
 """Uploads on the worker's side: the full check, the vector, the new registry entry."""
 
 import logging
+import threading
+from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 from ramole_core import keys
 from ramole_core.adapters.base_info import BaseInfo
@@ -9,11 +12,16 @@ from ramole_core.adapters.gate import Limits
 from ramole_core.adapters.reception import Verdict, receive
 from ramole_core.adapters.ref import AdapterRef
 from ramole_core.adapters.registry import Registry
-from ramole_core.errors import AdapterRefusedError, PromptError
+from ramole_core.adapters.staging import UPLOAD_FILE
+from ramole_core.errors import AdapterRefusedError, InvalidInputError, PromptError
+from ramole_core.jobs import checked_name
 from ramole_core.retrieval.vectors import VectorShelf
 from ramole_core.store import ObjectStore
 
 logger = logging.getLogger(__name__)
+
+MAX_AT_ONCE: Final = 2  # an upload in hand takes up to three times its size in memory
+MAX_WAITING: Final = 100
 
 
 class UploadDesk:
@@ -34,6 +42,7 @@ class UploadDesk:
         self._limits = limits
         self._shelf = shelf
         self._workdir = workdir
+        self._turn = threading.BoundedSemaphore(MAX_AT_ONCE)
 
     def receive(self, upload_id: str) -> Verdict:
         """Accepts or refuses one upload. May be called again for the same id at any time."""
@@ -44,26 +53,33 @@ class UploadDesk:
             except PromptError as e:
                 raise AdapterRefusedError("samples_not_embeddable", str(e)) from e
 
-        self._registry.refresh()
-        verdict = receive(
-            upload_id,
-            self._store,
-            self._registry,
-            self._base,
-            self._limits,
-            describe,
-            self._workdir,
-        )
+        with self._turn:
+            self._registry.refresh()
+            verdict = receive(
+                upload_id,
+                self._store,
+                self._registry,
+                self._base,
+                self._limits,
+                describe,
+                self._workdir,
+            )
         self._registry.refresh()
         logger.info("upload %s: %s@%s", verdict.status, verdict.name, verdict.version)
         return verdict
 
     def waiting(self, before_seconds: float) -> list[str]:
-        """Complete uploads staged before that time and still there: their message is lost."""
+        """Complete uploads staged before that time and still there: their message is lost.
+
+        At most MAX_WAITING of them; folders whose name is no id are not ours and stay.
+        """
         found = []
-        for upload_id in self._store.children(keys.STAGING):
-            entries = {e.key: e for e in self._store.entries(keys.staging(upload_id))}
-            last = entries.get(keys.staging(upload_id) + "upload.json")
-            if last is not None and last.modified_seconds < before_seconds:
-                found.append(upload_id)
+        for entry in self._store.entries(keys.STAGING):
+            upload_id, _, name = entry.key.removeprefix(keys.STAGING).partition("/")
+            if name != UPLOAD_FILE or entry.modified_seconds >= before_seconds:
+                continue
+            with suppress(InvalidInputError):
+                found.append(checked_name("upload", upload_id))
+            if len(found) == MAX_WAITING:
+                break
         return found

@@ -122,5 +122,6 @@ def require_worker_package() -> None:
     """Raises ConfigError when the worker's dependencies are missing."""
     if not worker_is_installed():
         raise ConfigError(
-            "this command needs the extra `worker`: pip install -c constraints.txt '.[worker]' in the checkout"
+            "this command needs the extra `worker`; in the checkout: "
+            "pip install -c constraints.txt '.[worker]'"
         )

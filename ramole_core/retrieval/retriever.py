@@ -1,14 +1,18 @@
 """Retrieval of experts: prompts in, ranked adapters out, under the snapshot each job pins."""
 
+import logging
 import threading
 from collections import defaultdict
 from dataclasses import dataclass
 
 from ramole_core.adapters.ref import AdapterRef
 from ramole_core.adapters.registry import Registry
+from ramole_core.errors import AdapterRefusedError, NotFoundError, PromptError
 from ramole_core.retrieval.encoder import Vectors
 from ramole_core.retrieval.index import AdapterIndex, Match
 from ramole_core.retrieval.vectors import Embed, VectorShelf
+
+logger = logging.getLogger(__name__)
 
 Scope = tuple[int | None, tuple[str, ...] | None, tuple[str, ...]]  # position, allow, exclude
 
@@ -36,6 +40,7 @@ class Retriever:
         self._embed = embed
         self._index = AdapterIndex(width)
         self._lock = threading.Lock()
+        self._without_vector: set[AdapterRef] = set()
 
     def search(self, queries: list[Query]) -> list[list[Match]]:
         """For each query its matches, best first; fewer than k when fewer may answer."""
@@ -53,17 +58,28 @@ class Retriever:
     def _candidates(
         self, position: int | None, allow: tuple[str, ...] | None, exclude: tuple[str, ...]
     ) -> frozenset[AdapterRef]:
+        excluded, allowed = frozenset(exclude), None if allow is None else frozenset(allow)
         return frozenset(
             ref
             for name, ref in self._registry.active(position).items()
-            if name not in exclude and (allow is None or name in allow)
+            if name not in excluded and (allowed is None or name in allowed)
         )
 
     def _search(self, vectors: Vectors, k: int, among: frozenset[AdapterRef]) -> list[list[Match]]:
         with self._lock:
             missing = sorted(ref for ref in among if ref not in self._index)
-        loaded = [(ref, self._shelf.vector(ref)) for ref in missing]
+        loaded = [(ref, self._vector(ref)) for ref in missing if ref not in self._without_vector]
         with self._lock:
             for ref, vector in loaded:
-                self._index.add(ref, vector)
+                if vector is not None:
+                    self._index.add(ref, vector)
             return self._index.search(vectors, k, among)
+
+    def _vector(self, ref: AdapterRef) -> Vectors | None:
+        """The adapter's vector; None for one that has none, which leaves only itself out."""
+        try:
+            return self._shelf.vector(ref)
+        except (NotFoundError, AdapterRefusedError, PromptError) as e:
+            logger.error("adapter %s cannot be retrieved: %s", ref, e)
+            self._without_vector.add(ref)
+            return None

@@ -3,16 +3,18 @@
 Keys are relative, '/'-separated paths. An object appears whole or not at all. `create` is the one
 atomic decision everything else rests on: of many writers of one key exactly one content wins.
 Every method raises StoreUnavailableError when the store does not answer or refuses the
-credentials; nothing else of the underlying library escapes.
+credentials, and its parent UnavailableError when the local side of a copy fails; nothing else of
+the underlying library escapes.
 """
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from ramole_core.errors import InvalidInputError
+from ramole_core.errors import InvalidInputError, UnavailableError
 
 MAX_KEY_BYTES: Final = 900
 
@@ -72,6 +74,17 @@ class ObjectStore(Protocol):
     def download(self, key: str, path: Path) -> None:
         """Copies an object to a local file, atomically (temporary name, then rename)."""
         ...
+
+
+@contextmanager
+def local_file(path: Path) -> Iterator[None]:
+    """Errors of the local side of a copy: this machine's disk, not the store."""
+    try:
+        yield
+    except OSError as e:
+        raise UnavailableError(
+            f"{path}: {e.strerror or e} (is the disk of RAMOLE_HOME full or gone?)"
+        ) from e
 
 
 def checked_key(key: str) -> str:

@@ -2,22 +2,26 @@
 
 `create` writes a temporary file, syncs it and hard-links it to its name: link fails when the name
 exists, so exactly one of many writers wins with whole content. `put` renames over the old file.
-Cut in the middle, either leaves only a file under `.tmp/`, which no listing shows.
+Cut in the middle, either leaves only a file under `.tmp/`, which no listing shows. Symbolic links
+and special files inside the folder count as absent and are never followed, opened or listed.
 """
 
+import errno
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from ramole_core.errors import ConfigError, NotFoundError, StoreUnavailableError
-from ramole_core.store.base import ObjectInfo, checked_key
+from ramole_core.store.base import ObjectInfo, checked_key, local_file
 
 _TMP: Final = ".tmp"
 _PLACE_ATTEMPTS: Final = 5
+COPY_BYTES: Final = 1 << 20
 
 
 class DirectoryStore:
@@ -46,8 +50,8 @@ class DirectoryStore:
 
     def get(self, key: str) -> bytes:
         """See ObjectStore."""
-        with self._translated(key):
-            return self._path(key).read_bytes()
+        with self._translated(key), self._opened(key) as file:
+            return file.read()
 
     def put(self, key: str, data: bytes) -> None:
         """See ObjectStore."""
@@ -65,27 +69,31 @@ class DirectoryStore:
             try:
                 self._placed(temporary, key, os.link)
             except FileExistsError:
-                return self._path(key).read_bytes() == data
+                return self.get(key) == data
             finally:
                 temporary.unlink()
             return True
 
     def exists(self, key: str) -> bool:
         """See ObjectStore."""
-        with self._translated(key):
-            return self._path(key).is_file()
+        try:
+            with self._translated(key):
+                return stat.S_ISREG(self._path(key).lstat().st_mode)
+        except NotFoundError:
+            return False
 
     def entries(self, prefix: str) -> Iterator[ObjectInfo]:
         """See ObjectStore."""
         with self._translated(prefix):
             folder = self._root / prefix.rpartition("/")[0]
-            yield from (info for info in self._walk(folder) if info.key.startswith(prefix))
+            if not self._leads_outside(folder):
+                yield from (info for info in self._walk(folder) if info.key.startswith(prefix))
 
     def children(self, prefix: str) -> list[str]:
         """See ObjectStore."""
         with self._translated(prefix):
             folder = self._root / checked_key(prefix.rstrip("/"))
-            if not folder.is_dir():
+            if not folder.is_dir() or self._leads_outside(folder):
                 return []
             return sorted(entry.name for entry in os.scandir(folder))
 
@@ -98,10 +106,11 @@ class DirectoryStore:
 
     def upload(self, path: Path, key: str) -> None:
         """See ObjectStore."""
-        with self._translated(key):
+        with local_file(path), path.open("rb") as source, self._translated(key):
             temporary = self._temporary()
             try:
-                shutil.copyfile(path, temporary)
+                with temporary.open("xb") as target:
+                    shutil.copyfileobj(source, target, COPY_BYTES)
                 _sync(temporary)
                 self._placed(temporary, key, os.replace)
             finally:
@@ -109,16 +118,36 @@ class DirectoryStore:
 
     def download(self, key: str, path: Path) -> None:
         """See ObjectStore."""
-        with self._translated(key):
-            temporary = path.with_name(f"{path.name}.{secrets.token_hex(6)}.part")
+        temporary = path.with_name(f"{path.name}.{secrets.token_hex(6)}.part")
+        with self._translated(key), self._opened(key) as source, local_file(path):
             try:
-                shutil.copyfile(self._path(key), temporary)
+                with temporary.open("xb") as target:
+                    shutil.copyfileobj(source, target, COPY_BYTES)
                 os.replace(temporary, path)
             finally:
                 temporary.unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
-        return self._root / checked_key(key)
+        """Where the object lies. Through a symbolic link lies nothing: NotFoundError."""
+        path = self._root / checked_key(key)
+        if self._leads_outside(path.parent):
+            raise NotFoundError(f"{key} is not in the store {self._root}: a symbolic link")
+        return path
+
+    def _leads_outside(self, folder: Path) -> bool:
+        """True when a symbolic link stands between the root and the folder (or is the folder)."""
+        inside = os.path.relpath(folder, self._root)
+        return os.path.realpath(folder) != os.path.normpath(
+            os.path.join(os.path.realpath(self._root), inside)
+        )
+
+    def _opened(self, key: str) -> BinaryIO:
+        """The regular file of a key; what strangers may put there (links, pipes) is not opened."""
+        handle = os.open(self._path(key), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
+            raise NotFoundError(f"{key} is not in the store {self._root}: not a regular file")
+        return os.fdopen(handle, "rb")
 
     def _placed(self, temporary: Path, key: str, place: Callable[[Path, Path], None]) -> None:
         """Puts a finished file under its name; a delete may prune the folder in between."""
@@ -161,11 +190,12 @@ class DirectoryStore:
                     yield from self._walk(Path(entry.path))
                 continue
             try:
-                stat = entry.stat()
+                found = entry.stat(follow_symlinks=False)
             except FileNotFoundError:
                 continue
-            key = Path(entry.path).relative_to(self._root).as_posix()
-            yield ObjectInfo(key, stat.st_size, stat.st_mtime)
+            if stat.S_ISREG(found.st_mode):
+                key = Path(entry.path).relative_to(self._root).as_posix()
+                yield ObjectInfo(key, found.st_size, found.st_mtime)
 
     def _prune(self, folder: Path) -> None:
         """Removes folders that a delete left empty, so that `children` shows no ghosts."""
@@ -183,6 +213,8 @@ class DirectoryStore:
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as e:
             raise NotFoundError(f"{key} is not in the store {self._root}") from e
         except OSError as e:
+            if e.errno == errno.ELOOP:
+                raise NotFoundError(f"{key} is not in the store {self._root}: a link") from e
             raise StoreUnavailableError(
                 f"store {self._root} (RAMOLE_STORE_URL): {e.strerror or e} at {key}"
             ) from e

@@ -17,7 +17,7 @@ from minio.error import MinioException, S3Error
 
 from ramole_core.errors import ConfigError, NotFoundError, StoreUnavailableError, TooLargeError
 from ramole_core.settings import Settings
-from ramole_core.store.base import ObjectInfo, checked_key
+from ramole_core.store.base import ObjectInfo, checked_key, local_file
 
 CONNECT_SECONDS: Final = 2.0
 READ_SECONDS: Final = 30.0
@@ -145,14 +145,14 @@ class MinioStore:
 
     def upload(self, path: Path, key: str) -> None:
         """See ObjectStore."""
-        with self._translated(key):
+        with self._translated(key), local_file(path):
             self._client.fput_object(
                 bucket_name=self._bucket, object_name=self._name(key), file_path=str(path)
             )
 
     def download(self, key: str, path: Path) -> None:
         """See ObjectStore."""
-        with self._translated(key):
+        with self._translated(key), local_file(path):
             self._client.fget_object(
                 bucket_name=self._bucket, object_name=self._name(key), file_path=str(path)
             )
@@ -185,7 +185,7 @@ class MinioStore:
                 raise NotFoundError(f"{key} is not in {where}") from e
             hint = _HINTS.get(e.code or "", "")
             raise StoreUnavailableError(f"{where}: {e.code}: {e.message}{hint}") from e
-        except (MinioException, urllib3.exceptions.HTTPError, OSError) as e:
+        except (MinioException, urllib3.exceptions.HTTPError) as e:
             raise StoreUnavailableError(f"{where}: {_cause(e)}") from e
 
     def _name(self, key: str) -> str:

@@ -13,6 +13,7 @@ from ramole_core.errors import (
     InvalidInputError,
     NotFoundError,
     StoreUnavailableError,
+    UnavailableError,
 )
 from ramole_core.settings import Settings
 from ramole_core.store import ObjectStore, open_store
@@ -196,3 +197,41 @@ def test_a_wrong_secret_is_refused_and_never_shown(real_endpoint: str) -> None:
     with pytest.raises(StoreUnavailableError, match="RAMOLE_STORE_SECRET_KEY") as caught:
         store.put("x", b"")
     assert "wrong-secret" not in str(caught.value)
+
+
+def test_links_and_special_files_in_a_directory_store_are_not_there(tmp_path: Path) -> None:
+    outside = tmp_path / "precious"
+    outside.mkdir()
+    (outside / "file").write_bytes(b"keep me")
+    store = open_store(Settings.load({}, store_url=str(tmp_path / "store")))
+    store.put("staging/real/a", b"a")
+    folder = tmp_path / "store" / "staging"
+    (folder / "evil").symlink_to(outside)
+    (folder / "real" / "link").symlink_to(outside / "file")
+    os.mkfifo(folder / "real" / "pipe")
+    assert [e.key for e in store.entries("staging/")] == ["staging/real/a"]
+    assert list(store.entries("staging/evil/")) == []
+    for key in ("staging/evil/file", "staging/real/link", "staging/real/pipe"):
+        assert not store.exists(key)
+        with pytest.raises(NotFoundError):
+            store.get(key)
+        with pytest.raises(NotFoundError):
+            store.download(key, tmp_path / "out")
+    with pytest.raises(NotFoundError):
+        store.delete("staging/evil/file")
+    with pytest.raises(NotFoundError):
+        store.put("staging/evil/new", b"x")
+    assert [p.name for p in outside.iterdir()] == ["file"]
+    store.delete("staging/real/link")
+    assert (outside / "file").read_bytes() == b"keep me"
+
+
+def test_a_local_disk_that_fails_is_not_the_store_s_fault(
+    store: ObjectStore, tmp_path: Path
+) -> None:
+    store.put("a", b"x")
+    with pytest.raises(UnavailableError, match="RAMOLE_HOME") as caught:
+        store.download("a", tmp_path / "no" / "such" / ("x" * 300))
+    assert not isinstance(caught.value, StoreUnavailableError)
+    with pytest.raises(UnavailableError, match="RAMOLE_HOME"):
+        store.upload(tmp_path / "no-such-file", "b")

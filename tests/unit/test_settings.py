@@ -47,6 +47,13 @@ def test_secrets_are_not_shown() -> None:
     settings = Settings.load({"RAMOLE_STORE_SECRET_KEY": "hush", "RAMOLE_STORE_ACCESS_KEY": "me"})
     assert "hush" not in repr(settings) and "me'" not in repr(settings)
     assert redacted("redis://user:hush@h:1/0") == "redis://***@h:1/0"
+    assert (
+        redacted("cannot reach redis://:hush@h:1/0, sorry")
+        == "cannot reach redis://***@h:1/0, sorry"
+    )
+    for url in ("redis://h/0?password=hush", "redis://h/0?password=x@hush", "redis://:1/hush@h",
+                "redis://:1?hush@h", "redis://:1#hush@h"):  # fmt: skip
+        assert "hush" not in redacted(url), url
     broker = Settings.load({"RAMOLE_BROKER_URL": "redis://:hush@h:1/0"})
     assert "hush" not in repr(broker)
 

@@ -97,7 +97,7 @@ def make_world(
     redis = Redis.from_url(redis_url, decode_responses=True)
     ledger = Ledger(redis, worker, lease_seconds)
     registry = Registry(store)
-    shelf = VectorShelf(store, "fake", fake_embed)
+    shelf = VectorShelf(store, "fake", fake_embed, WIDTH)
     retriever = Retriever(registry, shelf, fake_embed, WIDTH)
     engine = FakeEngine()
     leases = LeaseKeeper(ledger, lease_seconds, lambda: True, lambda: None)
