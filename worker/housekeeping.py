@@ -18,7 +18,7 @@ from ramole_core.adapters.registry import Registry
 from ramole_core.errors import RamoleError
 from ramole_core.settings import Settings
 from worker.dispatcher import Dispatcher
-from worker.ledger import REAPER_LOCK, SCAN_LOCK, UPLOAD_SENT_LOCK, Ledger
+from worker.ledger import REAPER_LOCK, SCAN_LOCK, Ledger
 from worker.lifecycle import JobDesk
 from worker.uploads import UploadDesk
 
@@ -83,8 +83,9 @@ class Housekeeper:
 
     def _send_waiting_uploads(self) -> None:
         for upload_id in self._uploads.waiting(time.time() - UPLOAD_GRACE_SECONDS):
-            if not self._ledger.try_lock(f"{UPLOAD_SENT_LOCK}:{upload_id}", UPLOAD_SENT_SECONDS):
-                continue  # sent again a moment ago
+            sent = f"{messages.KEY_PREFIX}lock:sent:{upload_id}"
+            if not self._ledger.try_lock(sent, UPLOAD_SENT_SECONDS):
+                continue
             logger.warning("upload %s has waited long and is queued again", upload_id)
             self._send(messages.REGISTER_ADAPTER, args=[upload_id], queue=messages.CONTROL_QUEUE)
 

@@ -24,7 +24,6 @@ FINALISING: Final = f"{_P}finalising"
 CANCELLED: Final = f"{_P}cancelled"
 REAPER_LOCK: Final = f"{_P}lock:reaper"
 SCAN_LOCK: Final = f"{_P}lock:scan"
-UPLOAD_SENT_LOCK: Final = f"{_P}lock:sent"
 _SCRIPT_KEYS: Final = [KNOWN, DISPATCHED, RUNNING, OWNERS, FINALISING]
 CANCELLED_TTL_SECONDS: Final = 24 * 3600
 RPUSH_CHUNK: Final = 1000
