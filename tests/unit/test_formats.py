@@ -33,7 +33,7 @@ from ramole_core.errors import (
     UnavailableError,
 )
 from ramole_core.jobs import JobState, PromptResult, Wire
-from worker import ledger
+from worker import housekeeping, ledger, tasks
 from worker.__main__ import EX_CONFIG
 
 ROOT = Path(__file__).parents[2]
@@ -308,7 +308,7 @@ def test_redis_keys() -> None:
     listed = words("Redis")
     for name in names:
         assert name in {key.removesuffix(":<job_id>") for key in listed} | set(listed), name
-    code = lua + "".join(inspect.getsource(module) for module in (ledger, messages))
+    code = lua + "".join(inspect.getsource(m) for m in (ledger, messages, tasks, housekeeping))
     for key in listed:
         for part in re.sub(r"<\w+>|\*", "", key).split(":"):
             assert part in code, key
