@@ -49,6 +49,7 @@ def configure(level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
+    logging.captureWarnings(True)
     for name in ("ramole_core", "worker"):
         logging.getLogger(name).setLevel(level.upper())
     transformers_logging.disable_progress_bar()  # its bars are no JSON

@@ -16,14 +16,19 @@ from ramole_core.errors import AdapterRefusedError
 
 CONFIG_FILE: Final = "adapter_config.json"
 MAX_CONFIG_BYTES: Final = 4 << 20
-MAX_PATTERNS: Final = 4096
+MAX_PATTERNS: Final = 1024
+MAX_PATTERNS_CHARS: Final = 64 << 10  # of one pattern object, all keys together
+MAX_MODULES: Final = 4096
+MAX_LAYERS: Final = 1024
+MAX_LAYER_PATTERNS: Final = 16
+MAX_NAME_CHARS: Final = 500
 MAX_ALPHA: Final = 1e6
 
 # What is read nowhere at inference: who made it, how it began, how it was trained.
 _IGNORED: Final = frozenset(
     {
         "base_model_name_or_path", "revision", "task_type", "inference_mode", "peft_version",
-        "lora_dropout", "fan_in_fan_out", "qalora_group_size", "megatron_core",
+        "lora_dropout", "fan_in_fan_out", "ensure_weight_tying", "qalora_group_size", "megatron_core",
         "eva_config", "loftq_config", "corda_config", "lora_ga_config",
     }
 )  # fmt: skip
@@ -31,7 +36,7 @@ _READ: Final = frozenset(
     {
         "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern",
         "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
-        "bias", "init_lora_weights", "auto_mapping",
+        "bias", "init_lora_weights", "auto_mapping", "runtime_config",
     }
 )  # fmt: skip
 _REASONS: Final = {
@@ -54,7 +59,7 @@ class LoraConfigView:
     use_rslora: bool
     rank_pattern: dict[str, int]  # regex of a target's last parts -> rank; the first match counts
     alpha_pattern: dict[str, float]
-    target_modules: tuple[str, ...] | str | None  # str: a regex, or 'all-linear'
+    target_modules: tuple[str, ...] | str  # str: a regex, or 'all-linear'
     exclude_modules: tuple[str, ...] | str | None
     layers_to_transform: tuple[int, ...]  # empty: all
     layers_pattern: tuple[str, ...]
@@ -104,7 +109,7 @@ def _check_key(key: str, value: Any) -> None:
         _check_init(value)
     elif key == "auto_mapping":
         _check_auto_mapping(value)
-    elif key not in _READ:
+    elif key not in _READ or (key == "runtime_config" and not _inert_table(value)):
         reason = _REASONS.get(key, "unsupported_option")
         raise _refused(reason, f"{key[:80]} is {value!r:.60}: not supported, only plain LoRA is")
 
@@ -113,9 +118,14 @@ def _inert(value: Any) -> bool:
     return value is None or value is False or (isinstance(value, str | list | dict) and not value)
 
 
+def _inert_table(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_inert, value.values()))
+
+
 def _check_init(value: Any) -> None:
     """Inits that change the base weights leave an adapter that fits only that changed base."""
-    if value is not True and value not in _HARMLESS_INITS:
+    name = value.lower() if isinstance(value, str) else None  # PEFT compares so, too
+    if value is not True and name not in _HARMLESS_INITS:
         raise _refused(
             "init_changes_base",
             f"init_lora_weights is {value!r:.40}: it may change the base weights; save with "
@@ -125,7 +135,9 @@ def _check_init(value: Any) -> None:
 
 def _check_auto_mapping(value: Any) -> None:
     """PEFT writes the model's class here when no task_type was given; we import nothing from it."""
-    ours = isinstance(value, dict) and value.keys() <= {"base_model_class", "parent_library"}
+    known = {"base_model_class", "parent_library", "unsloth_fixed"}
+    ours = isinstance(value, dict) and value.keys() <= known
+    ours = ours and type(value.get("unsloth_fixed", True)) is bool
     library = str(value.get("parent_library", "")) if ours else ""
     if not ours or not library.startswith("transformers.models."):
         raise _refused("auto_mapping", "auto_mapping names code outside transformers: remove it")
@@ -134,6 +146,8 @@ def _check_auto_mapping(value: Any) -> None:
 def _view(table: dict[str, Any]) -> LoraConfigView:
     targets = _modules(table, "target_modules")
     layers = table.get("layers_to_transform")
+    if targets is None:  # PEFT would take its own list for the model's type
+        raise _refused("bad_config", "target_modules is missing: name the adapted linears")
     name = table.get("base_model_name_or_path")
     view = LoraConfigView(
         r=_rank("r", table.get("r")),
@@ -153,11 +167,11 @@ def _view(table: dict[str, Any]) -> LoraConfigView:
 
 
 def _rank(key: str, value: Any) -> int:
-    if type(value) is not int or not 1 <= value <= 1 << 20:
+    if type(value) not in (int, float) or not 1 <= value <= 1 << 20 or value != int(value):
         raise _refused(
             "bad_config", f"{key[:80]} is {value!r:.40}: a rank is a whole number from 1"
         )
-    return value
+    return int(value)
 
 
 def _alpha(key: str, value: Any) -> float:
@@ -180,6 +194,8 @@ def _patterns(table: dict[str, Any], key: str, read: Callable[[str, Any], Any]) 
     value = table.get(key) or {}
     if not isinstance(value, dict) or len(value) > MAX_PATTERNS:
         raise _refused("bad_config", f"{key}: an object of at most {MAX_PATTERNS} patterns")
+    if sum(map(len, value)) > MAX_PATTERNS_CHARS:
+        raise _refused("bad_config", f"{key}: over {MAX_PATTERNS_CHARS} characters of patterns")
     return {pattern: read(f"{key}[{pattern!r}]", number) for pattern, number in value.items()}
 
 
@@ -187,30 +203,45 @@ def _modules(table: dict[str, Any], key: str) -> tuple[str, ...] | str | None:
     value = table.get(key)
     if value is None or isinstance(value, str):
         return value
-    if not _list_of(value, str):
-        raise _refused("bad_config", f"{key}: a list of module names, or one regular expression")
+    if not _names(value, MAX_MODULES):
+        raise _refused(
+            "bad_config",
+            f"{key}: a list of at most {MAX_MODULES} module names of at most {MAX_NAME_CHARS} "
+            "characters, or one regular expression",
+        )
     return tuple(value)
 
 
 def _layers(value: Any) -> tuple[int, ...]:
     layers = [value] if type(value) is int else value
-    if layers is not None and not _list_of(layers, int):
-        raise _refused("bad_config", "layers_to_transform: a layer number or a list of them")
+    if layers is not None and not _list_of(layers, int, MAX_LAYERS):
+        raise _refused(
+            "bad_config", f"layers_to_transform: a layer number or a list of at most {MAX_LAYERS}"
+        )
     return tuple(layers or ())
 
 
 def _layer_names(value: Any) -> tuple[str, ...]:
     names = [value] if isinstance(value, str) and value else value or []
-    plain = _list_of(names, str) and all(
+    plain = _names(names, MAX_LAYER_PATTERNS) and all(
         n.replace("_", "").replace(".", "").isalnum() for n in names
     )
     if not plain:
-        raise _refused("bad_config", "layers_pattern: names made of letters, digits, '_' and '.'")
+        raise _refused(
+            "bad_config",
+            f"layers_pattern: at most {MAX_LAYER_PATTERNS} names made of letters, digits, '_' "
+            f"and '.', of at most {MAX_NAME_CHARS} characters",
+        )
     return tuple(names)
 
 
-def _list_of(value: Any, kind: type) -> bool:
-    return isinstance(value, list) and all(type(item) is kind for item in value)
+def _names(value: Any, most: int) -> bool:
+    return _list_of(value, str, most) and all(len(name) <= MAX_NAME_CHARS for name in value)
+
+
+def _list_of(value: Any, kind: type, most: int) -> bool:
+    short = isinstance(value, list) and len(value) <= most
+    return short and all(type(item) is kind for item in value)
 
 
 def _refused(reason: str, message: str) -> AdapterRefusedError:

@@ -183,7 +183,7 @@ def _doubts(
         )
         doubts.append(f"made for {made_for}, this is {base.name!r}")
     bare = sorted(name for name in base.targets if name not in ranks and rules.includes(name))
-    if bare and config.target_modules is not None:
+    if bare:
         doubts.append(f"{len(bare)} targets of the config have no tensors, e.g. {bare[0]}")
     wide = sum(rank > min(base.targets[name]) for name, rank in ranks.items())
     if wide:

@@ -13,7 +13,7 @@ from typing import Any, Final
 from ramole_core.adapters.strict_json import DuplicateKeyError, parse_strict
 from ramole_core.errors import AdapterRefusedError
 
-MAX_HEADER_BYTES: Final = 16 << 20
+MAX_HEADER_BYTES: Final = 4 << 20  # 560 linears take some 150 KB
 ITEM_BYTES: Final = {"F32": 4, "F16": 2, "BF16": 2}
 _PICKLES: Final = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 

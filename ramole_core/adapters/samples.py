@@ -14,6 +14,7 @@ from ramole_core.store.base import to_json
 SAMPLES_FILE: Final = "samples.jsonl"
 MAX_SAMPLES: Final = 1000
 MAX_SAMPLE_CHARS: Final = 100_000
+MAX_LINE_BYTES: Final = 12 * MAX_SAMPLE_CHARS + 2  # quoted; an emoji escaped takes 12
 MAX_SAMPLES_BYTES: Final = 64 << 20
 
 
@@ -54,6 +55,13 @@ def encode_samples(samples: Sequence[str]) -> bytes:
 
 
 def _parsed(number: int, line: bytes) -> object:
+    """Looks before it parses: a list of a million empty lists would take the memory of one."""
+    if not line.startswith(b'"'):
+        raise AdapterRefusedError("bad_sample", f"sample line {number}: not a JSON string")
+    if len(line) > MAX_LINE_BYTES:
+        raise AdapterRefusedError(
+            "bad_sample", f"sample line {number}: {len(line)} bytes, at most {MAX_LINE_BYTES}"
+        )
     try:
         return parse_strict(line)
     except ValueError as e:

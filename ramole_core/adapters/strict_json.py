@@ -1,10 +1,11 @@
 """JSON from strangers, read strictly.
 
-What passes is UTF-8, names every key once, holds no NaN or Infinity, nests within reason, and can
-be written again as UTF-8 (no lone surrogates).
+What passes is UTF-8, names every key once, holds no NaN or Infinity (nor a number as large as that,
+1e999), nests within reason, and can be written again as UTF-8 (no lone surrogates).
 """
 
 import json
+import math
 from typing import Any
 
 from ramole_core.store.base import to_json
@@ -18,7 +19,10 @@ def parse_strict(data: bytes) -> Any:
     """The parsed value. Raises ValueError with the cause in one line, nothing else."""
     try:
         value = json.loads(
-            data.decode("utf-8"), object_pairs_hook=_object, parse_constant=_no_constant
+            data.decode("utf-8"),
+            object_pairs_hook=_object,
+            parse_float=_finite,
+            parse_constant=_no_constant,
         )
         to_json(value)
     except UnicodeDecodeError as e:
@@ -33,9 +37,16 @@ def parse_strict(data: bytes) -> Any:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
         raise DuplicateKeyError(f"the key {twice[:80]!r} stands twice in one object")
+    return value
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text[:40]} is too large a number")
     return value
 
 

@@ -31,13 +31,16 @@ class TargetRules:
         self._excluded = _selector(config.exclude_modules, budget)
         self._ranks = _compiled(config.rank_pattern, budget)
         self._alphas = _compiled(config.alpha_pattern, budget)
+        self._layers = frozenset(config.layers_to_transform)
+        self._layer_patterns = [
+            re.compile(rf"(?:^|.*?\.){pattern}\.(?P<idx>\d+)\.")
+            for pattern in config.layers_pattern
+        ] or [_FIRST_INDEX]
 
     def includes(self, name: str) -> bool:
         """True when the config says that linear `name` is adapted."""
         if self._excluded is not None and _selects(self._excluded, name):
             return False
-        if self._targets is None:
-            return True
         listed = not isinstance(self._targets, SafePattern | str)
         if listed and name in self._targets:  # a full name is taken whatever its layer
             return True
@@ -56,18 +59,10 @@ class TargetRules:
         return self._config.scaling(self.rank(name), self.alpha(name))
 
     def _layer_included(self, name: str) -> bool:
-        layers = self._config.layers_to_transform
-        if not layers:
-            return True
-        index = self._layer_index(name)
-        return index is not None and index in layers
+        return not self._layers or self._layer_index(name) in self._layers
 
     def _layer_index(self, name: str) -> int | None:
-        expressions = [
-            re.compile(rf"(?:^|.*?\.){pattern}\.(?P<idx>\d+)\.")
-            for pattern in self._config.layers_pattern
-        ]
-        for expression in expressions or [_FIRST_INDEX]:
+        for expression in self._layer_patterns:
             if match := expression.match(name):
                 return int(match["idx"])
         return None
@@ -85,7 +80,12 @@ def _selects(selector: "SafePattern | Collection[str]", name: str) -> bool:
         return selector.matches(name)
     if selector == ALL_LINEAR:
         return name.rpartition(".")[2] not in _OUTPUT_LAYERS
-    return any(name == key or name.endswith(f".{key}") for key in selector)
+    return any(end in selector for end in _ends(name))
+
+
+def _ends(name: str) -> list[str]:
+    """The name and every part of it that begins after a dot."""
+    return [name, *(name[i + 1 :] for i, c in enumerate(name) if c == ".")]
 
 
 def _compiled(patterns: Mapping[str, Any], budget: Budget) -> dict[str, SafePattern]:

@@ -1,7 +1,7 @@
 """Puts on the device what a batch needs: its adapters, pinned for as long as it runs, and a router.
 
-What cannot be loaded is charged to the prompts that need it; running out of memory is the batch's
-affair and is raised.
+What cannot be loaded is charged to the prompts that need it; running out of memory and losing the
+device are the batch's affair and are raised.
 """
 
 import logging
@@ -44,7 +44,9 @@ class Admission:
 
     def admit(self, sequences: Many[Sequence]) -> list[tuple[Sequence, RamoleError]]:
         """Loads and pins; returns the prompts that cannot run, with the reason."""
-        refs = sorted({ref for s in sequences for ref in s.adapters})
+        needed = {ref for s in sequences for ref in s.adapters}
+        # Those that are here first: a load must not evict what the same batch needs.
+        refs = sorted(needed, key=lambda ref: (ref not in self.bank, ref))
         failures = {ref: error for ref in refs if (error := self._pin(ref)) is not None}
         refused: list[tuple[Sequence, RamoleError]] = []
         for sequence in sequences:
@@ -89,8 +91,8 @@ class Admission:
 
 
 def _charged(error: Exception, code: str, what: str) -> RamoleError:
-    """The prompt's error for `error`, which is raised again when memory ran out."""
-    if Failure.of(error).out_of_memory:
+    """The prompt's error for `error`, which is raised again when no prompt is to blame."""
+    if Failure.of(error).of_the_process:
         raise error
     log.warning("%s cannot be loaded", what, exc_info=error)
     return as_prompt_error(error, code, what)

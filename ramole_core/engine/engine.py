@@ -2,17 +2,19 @@
 
 `submit(request) -> Future[Generation]` is the lasting interface; version 1 runs static batches (a
 batch ends before the next begins, finished prompts leave it at once). Guarantees: every future ends
-in an answer or an exception; a prompt that cannot be answered, an adapter or router that cannot be
-loaded and an error in a step are charged to the prompts concerned alone (PromptError); out of
-memory halves the batch; greedy answers do not depend on the neighbours, and sampled ones only on
-the request's seed. Without `start`, `step` drives the engine from the caller's thread (tests).
+in an answer or an exception, unless a device call never returns (watchers: `progress_at`); a prompt
+that cannot be answered, an adapter or router that cannot be loaded and an error in a step are
+charged to the prompts concerned alone (PromptError); out of memory halves the batch. In float32
+greedy answers do not depend on the neighbours, and sampled ones only on the request's seed; coarser
+formats round differently in batches of other shapes. A lost device and a panic end the engine: all
+fails with UnavailableError, and only a new process helps. Without `start`, `step` drives the engine
+from the caller's thread (tests).
 """
 
 import logging
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from concurrent.futures import Future
@@ -24,6 +26,7 @@ from ramole_core.engine.admission import Admission, RouterSource
 from ramole_core.engine.failures import Failure
 from ramole_core.engine.model import LoadedBase
 from ramole_core.engine.request import Generation, GenerationRequest
+from ramole_core.engine.retries import Retries
 from ramole_core.engine.runner import Runner, RunningBatch
 from ramole_core.engine.sampling import NO_TOKEN
 from ramole_core.engine.scheduler import Scheduler
@@ -45,7 +48,8 @@ class Engine:
     """See the module's docstring.
 
     For watchers (any thread may read): `progress_at` clock time of the last finished forward or
-    idle tick; `idle`; `num_prompts` answered or failed, `num_generated_tokens`, `num_steps`.
+    idle tick, standing still once the engine has ended; `idle`; `num_prompts` answered or failed,
+    `num_generated_tokens`, `num_steps`.
     """
 
     def __init__(
@@ -73,11 +77,11 @@ class Engine:
             settings.bank_size,
             settings.batch_interval_seconds,
         )
-        self._wake = threading.Condition()  # guards _scheduler and _stopped
-        self._stopped = False
+        self._wake = threading.Condition()  # guards _scheduler and _ended
+        self._ended = ""  # why nothing is answered any more
         self._thread: threading.Thread | None = None
         # Below: touched by the thread that steps only.
-        self._again: deque[list[Sequence]] = deque()  # parts of a batch that broke
+        self._retries = Retries()
         self._running: list[Sequence] = []  # taken from the line and not yet answered
         self._batch: RunningBatch | None = None
 
@@ -91,8 +95,8 @@ class Engine:
             future.set_exception(e)
             return future
         with self._wake:
-            if self._stopped:
-                future.set_exception(UnavailableError("the engine was stopped"))
+            if self._ended:
+                future.set_exception(UnavailableError(self._ended))
             else:
                 self._scheduler.add(sequence)
                 self._wake.notify()
@@ -106,15 +110,15 @@ class Engine:
 
     def stop(self) -> None:
         """Ends the thread after its current step; pending futures fail with UnavailableError."""
-        with self._wake:
-            self._stopped = True
-            self._wake.notify_all()
+        self._refuse("the engine was stopped")
         if self._thread is not None:
             self._thread.join(STOP_SECONDS)
-        self._fail_everything(UnavailableError("the engine was stopped"))
+        self._fail_everything(UnavailableError(self._ended))
 
     def step(self) -> bool:
-        """One prefill or one decode step. False when there is nothing to do yet."""
+        """One prefill or one decode step. False when there is nothing to do yet, or ever again."""
+        if self._ended:
+            return False
         if self._batch is None:
             sequences = self._take()
             self.idle = not sequences
@@ -143,8 +147,8 @@ class Engine:
         self._deliver(self._batch)
 
     def _take(self) -> list[Sequence]:
-        if self._again:
-            return self._again.popleft()
+        if again := self._retries.next_batch():
+            return again
         with self._wake:
             return self._scheduler.next_batch(self._clock())
 
@@ -197,23 +201,20 @@ class Engine:
             self._recover(failure)
 
     def _recover(self, failure: Failure) -> None:
-        """Halves the batch when memory ran out; otherwise tries its prompts one by one, once."""
-        sequences, self._running = self._running, []
+        """Lets the batch's prompts run again; on a lost device nothing can."""
+        if failure.device_lost:
+            self._end(f"the device is lost: {failure.message}")
+            return
         self._close_batch()
         if failure.out_of_memory:
-            self._free_memory(sequences)
-        if failure.out_of_memory and len(sequences) > 1:
-            half = len(sequences) // 2
-            self._again.extendleft([sequences[half:], sequences[:half]])
-        elif failure.out_of_memory or all(s.alone for s in sequences):
-            for sequence in sequences:
-                self._fail(sequence, failure.prompt_error(sequence.num_tokens))
-        else:
-            for sequence in sequences:
-                sequence.alone = True
-            self._again.extendleft([[s] for s in reversed(sequences)])
+            self._free_memory(self._running)
+        sequences, self._running = self._running, []
+        for guilty in self._retries.add(sequences):
+            self._fail(guilty, failure.prompt_error(guilty.num_tokens))
 
     def _free_memory(self, sequences: Many[Sequence]) -> None:
+        """The batch is closed, so that its adapters count as unused too."""
+        self.bank.free_unused()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         with self._wake:
@@ -233,12 +234,22 @@ class Engine:
         if sequence.started or sequence.future.set_running_or_notify_cancel():
             sequence.future.set_exception(error)
 
+    def _refuse(self, why: str) -> None:
+        """Nothing is accepted or stepped any more. The first reason stays."""
+        with self._wake:
+            self._ended = self._ended or why
+            self._wake.notify_all()
+
+    def _end(self, why: str) -> None:
+        """What runs and waits fails too: whoever waits for it must not wait for a new process."""
+        self._refuse(why)
+        log.error("the engine has ended: %s", why)
+        self._fail_everything(UnavailableError(why))
+
     def _fail_everything(self, error: RamoleError) -> None:
         with self._wake:
             waiting = self._scheduler.drain()
-        again = [s for group in self._again for s in group]
-        self._again.clear()
-        for sequence in [*self._running, *again, *waiting]:
+        for sequence in [*self._running, *self._retries.drain(), *waiting]:
             self._fail(sequence, error)
         self._close_batch()
 
@@ -250,7 +261,15 @@ class Engine:
             ids = codec.encode_prompt(request.prompt)
         else:
             ids = codec.encode_messages(request.messages or ())
-        ids = codec.fit(ids, self.limit_tokens, request.max_new_tokens, request.on_too_long)
+        by_batch = self.limit_tokens < self.base.context_tokens
+        ids = codec.fit(
+            ids,
+            self.limit_tokens,
+            request.max_new_tokens,
+            request.on_too_long,
+            "the worker's RAMOLE_MAX_BATCH_TOKENS" if by_batch else "a context",
+        )
+        self.base.check_ids(ids)
         return Sequence(
             request=request,
             prompt_ids=ids,
@@ -264,21 +283,31 @@ class Engine:
     def _run(self) -> None:
         # Set in this thread: OpenMP keeps the number per thread.
         torch.set_num_threads(self._num_threads or len(os.sched_getaffinity(0)))
-        while not self._stopped:
+        while not self._ended:
             try:
                 if not self.step():
                     self._wait()
-            except Exception:  # a bug outside of the guarded steps: nobody may wait for ever
+            except Exception as e:  # outside of the guarded steps: nobody may wait for ever
                 log.exception("the engine's own bookkeeping failed")
-                self._fail_everything(PromptError("engine_error", "the engine failed, see its log"))
-                with self._wake:
-                    self._wake.wait(IDLE_TICK_SECONDS)  # whatever it is, do not spin on it
+                self._survive(Failure.of(e))
+            except BaseException as e:  # a panic in the tokenizer's Rust code is no Exception
+                log.exception("the engine's thread ends")
+                self._end(f"the engine's thread ended: {type(e).__name__}")
+
+    def _survive(self, failure: Failure) -> None:
+        if failure.device_lost:
+            self._end(f"the device is lost: {failure.message}")
+            return
+        self._fail_everything(PromptError("engine_error", "the engine failed, see its log"))
+        with self._wake:
+            self._wake.wait(IDLE_TICK_SECONDS)  # whatever it is, do not spin on it
 
     def _wait(self) -> None:
         with self._wake:
             seconds = self._scheduler.wait_seconds(self._clock())
-            if not self._stopped and seconds != 0.0:
+            if not self._ended and seconds != 0.0:
                 self._wake.wait(min(IDLE_TICK_SECONDS, seconds or IDLE_TICK_SECONDS))
 
     def _tick(self) -> None:
-        self.progress_at = self._clock()
+        if not self._ended:  # the worker's watchdog ends a process that stands still
+            self.progress_at = self._clock()

@@ -12,16 +12,26 @@ class Failure:
     """An exception's kind and message."""
 
     out_of_memory: bool
+    device_lost: bool  # no later call on the device can work: only a new process helps
     message: str
 
     @classmethod
     def of(cls, error: Exception) -> "Failure":
-        """Reads `error`. The CPU's allocator raises a plain RuntimeError; its words tell."""
+        """Reads `error`. The CPU's allocator raises a plain RuntimeError and the driver an
+        AcceleratorError when memory is out; their words tell."""
         text = f"{type(error).__name__}: {error}"
-        out = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-            isinstance(error, RuntimeError) and "DefaultCPUAllocator" in text
+        on_device = isinstance(error, torch.AcceleratorError)
+        out = (
+            isinstance(error, (torch.OutOfMemoryError, MemoryError))
+            or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in text)
+            or (on_device and "out of memory" in text)
         )
-        return cls(out, text.splitlines()[0][:300])
+        return cls(out, on_device and not out, text.splitlines()[0][:300])
+
+    @property
+    def of_the_process(self) -> bool:
+        """True when no single adapter or router is to blame."""
+        return self.out_of_memory or self.device_lost
 
     def prompt_error(self, num_tokens: int) -> PromptError:
         """The error of a prompt of `num_tokens` (answer included) that failed by itself."""

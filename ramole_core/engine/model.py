@@ -1,10 +1,13 @@
 """Loads the base model: any Hugging Face causal LM, from a folder or the hub, or the built-in zoo.
 
 No code from a model repository is ever run. Whatever goes wrong becomes a ConfigError that names
-the variable to set.
+the variable to set. Recurrent models are refused: padding and chunks would change their state.
+Of a model's generation settings only the end-of-text tokens count; a warning names the others.
 """
 
 import inspect
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -14,12 +17,36 @@ from torch import nn
 
 from ramole_core.adapters.base_info import BaseInfo
 from ramole_core.engine.tokens import TextCodec
-from ramole_core.errors import ConfigError
+from ramole_core.errors import ConfigError, PromptError
 from ramole_core.mole.attach import target_shapes
 from ramole_core.settings import Settings
 
 ZOO_NAME: Final = "ramole-zoo"
 NO_LIMIT: Final = 1 << 30  # tokenizers without a limit say 10^30
+IGNORED_SETTINGS: Final = (
+    "bad_words_ids",
+    "begin_suppress_tokens",
+    "exponential_decay_length_penalty",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "min_length",
+    "min_new_tokens",
+    "min_p",
+    "no_repeat_ngram_size",
+    "num_beams",
+    "repetition_penalty",
+    "sequence_bias",
+    "suppress_tokens",
+    "top_k",
+    "typical_p",
+)
+
+ADAPTER_AS_BASE: Final = (
+    "RAMOLE_MODEL={!r}: this is an adapter, not a base model; merge it into its base model, or "
+    "set RAMOLE_MODEL to that and upload it"
+)
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,11 +64,22 @@ class LoadedBase:
     eos_ids: frozenset[int]
     targets: dict[str, tuple[int, int]]  # target linear -> (D_out, D_in)
     forward_names: frozenset[str]  # arguments that the model's forward takes by name
+    num_embeddings: int  # token ids that the model can read
 
     @property
     def tokenizer(self) -> Any:
         """The Hugging Face tokenizer. Not thread-safe: other threads use `codec`."""
         return self.codec.tokenizer
+
+    def check_ids(self, ids: Sequence[int]) -> None:
+        """Raises PromptError `bad_prompt` for a token that would be read from outside the
+        embedding: on a GPU that ends the process."""
+        if max(ids) >= self.num_embeddings:
+            raise PromptError(
+                "bad_prompt",
+                f"the prompt has token {max(ids)}, the base model only knows the first "
+                f"{self.num_embeddings}; leave out the text that its tokenizer added",
+            )
 
     def base_info(self) -> BaseInfo:
         """What the store keeps of this base model."""
@@ -58,12 +96,15 @@ def load_base(settings: Settings) -> LoadedBase:
     device, dtype, reason = choose_device(settings)
     source, name, aliases = locate(settings)
     model, tokenizer = _from_pretrained(source, dtype)
+    _check_supported(model, source)
+    if ignored := ignored_settings(model):
+        log.warning("%s: generation settings that are not used: %s", source, ", ".join(ignored))
     try:
         model = model.to(device).eval()
-    except (RuntimeError, torch.OutOfMemoryError) as e:
+    except Exception as e:  # out of memory, no such backend in this torch, …
         raise ConfigError(
-            f"{source}: does not fit on {device}: {e}; set RAMOLE_DEVICE, RAMOLE_DTYPE or a "
-            "smaller RAMOLE_MODEL"
+            f"{source}: cannot be put on {device}: {_first_line(e)}; set RAMOLE_DEVICE, "
+            "RAMOLE_DTYPE or a smaller RAMOLE_MODEL"
         ) from e
     return describe_base(model, tokenizer, name, aliases, reason)
 
@@ -84,7 +125,8 @@ def describe_base(
         context_tokens=context_limit(model, tokenizer),
         eos_ids=end_ids(model, tokenizer),
         targets=target_shapes(model),
-        forward_names=frozenset(inspect.signature(model.forward).parameters),
+        forward_names=_forward_names(model),
+        num_embeddings=int(model.get_input_embeddings().weight.shape[0]),  # type: ignore[operator]
     )
 
 
@@ -100,6 +142,8 @@ def choose_device(settings: Settings) -> tuple[torch.device, torch.dtype, str]:
         device = torch.device(word)
     except RuntimeError as e:
         raise ConfigError(f"RAMOLE_DEVICE={word!r}: use auto, cpu, cuda or cuda:1 …") from e
+    if device.type == "meta":
+        raise ConfigError(f"RAMOLE_DEVICE={word!r} computes nothing: use auto, cpu or cuda")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
             f"RAMOLE_DEVICE={word!r}: {torch.cuda.device_count()} CUDA devices found; "
@@ -109,7 +153,7 @@ def choose_device(settings: Settings) -> tuple[torch.device, torch.dtype, str]:
         return device, getattr(torch, settings.dtype), f"{why}; RAMOLE_DTYPE={settings.dtype}"
     if device.type != "cuda":
         return device, torch.float32, f"{why}; float32, the exact format, off CUDA"
-    if torch.cuda.is_bf16_supported():
+    if torch.cuda.is_bf16_supported(including_emulation=False):
         return device, torch.bfloat16, f"{why}; bfloat16, supported by the device"
     return device, torch.float16, f"{why}; float16, the device has no bfloat16"
 
@@ -149,16 +193,45 @@ def end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     return frozenset(found)
 
 
+def ignored_settings(model: Any) -> list[str]:
+    """`name=value` of the model's generation settings that would change answers elsewhere."""
+    config = getattr(model, "generation_config", None)
+    found = {name: getattr(config, name, None) for name in IGNORED_SETTINGS}
+    # 0, 1 and nothing at all are the values without an effect.
+    return [f"{name}={value}" for name, value in found.items() if value and value != 1]
+
+
 def _from_pretrained(source: str, dtype: torch.dtype) -> tuple[nn.Module, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer  # slow to import
 
+    if (Path(source) / "adapter_config.json").exists():
+        raise ConfigError(ADAPTER_AS_BASE.format(source))
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
     except Exception as e:  # transformers raises OSError, ValueError, KeyError, ImportError, …
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise ConfigError(
-            f"{source}: cannot be loaded as a causal language model: {reason}; set RAMOLE_MODEL "
-            "to a folder or a hub id of one (its own code is never run)"
+            f"{source}: cannot be loaded as a causal language model: {_first_line(e)}; set "
+            "RAMOLE_MODEL to a folder or a hub id of one (its own code is never run)"
         ) from e
     return model, tokenizer
+
+
+def _check_supported(model: nn.Module, source: str) -> None:
+    """Raises ConfigError for models whose answers would be wrong without a word."""
+    # transformers loads a hub id of an adapter together with the base model that it names
+    if any(name.endswith(".base_layer") for name, _ in model.named_modules()):
+        raise ConfigError(ADAPTER_AS_BASE.format(source))
+    if "past_key_values" not in _forward_names(model) or getattr(model, "_is_stateful", False):
+        raise ConfigError(
+            f"RAMOLE_MODEL={source!r}: recurrent models and others without a key-value cache are "
+            f"not supported ({type(model).__name__}); choose one whose layers all attend"
+        )
+
+
+def _forward_names(model: nn.Module) -> frozenset[str]:
+    return frozenset(inspect.signature(model.forward).parameters)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

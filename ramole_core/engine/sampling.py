@@ -30,13 +30,15 @@ class Sampler:
         self._generators = [self._generators[row] for row in rows]
 
     def next_tokens(self, logits: torch.Tensor) -> list[int]:
-        """logits (B, V) -> B token ids; -1 for a prompt whose logits are not numbers."""
+        """logits (B, V) -> B token ids; -1 for a prompt whose logits are no numbers: NaN, +inf, or
+        -inf for every token."""
         tokens = logits.argmax(dim=-1)  # (B,)
         rows = [row for row, g in enumerate(self._generators) if g is not None]
         if rows:
             index = torch.tensor(rows, device=logits.device)  # (N,)
             tokens[index] = self._sample(logits[index].float(), rows)
-        tokens = torch.where(logits.isnan().any(dim=-1), NO_TOKEN, tokens)  # (B,)
+        usable = logits.amax(dim=-1).isfinite()  # (B,), NaN wins every maximum
+        tokens = torch.where(usable, tokens, NO_TOKEN)  # (B,)
         return list(map(int, tokens.tolist()))
 
     def _sample(self, logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
@@ -64,5 +66,6 @@ def sample_tokens(
     mass = kept.cumsum(dim=-1)  # (N, V)
     choice = (mass <= draws * mass[:, -1:]).sum(dim=-1, keepdim=True)  # (N, 1)
     choice = choice.clamp(max=logits.shape[-1] - 1)
-    last_kept = (kept > 0).sum(dim=-1, keepdim=True) - 1  # rounding must not leave the kept set
+    # Rounding must not leave the kept set, nor NaN, which keeps nothing, the vocabulary.
+    last_kept = ((kept > 0).sum(dim=-1, keepdim=True) - 1).clamp(min=0)  # (N, 1)
     return order.gather(-1, torch.minimum(choice, last_kept)).squeeze(-1)  # (N,)

@@ -24,7 +24,7 @@ class Sequence:
     future: "Future[Generation]" = field(default_factory=Future)
     output_ids: list[int] = field(default_factory=list)
     started: bool = False  # the future can no longer be cancelled
-    alone: bool = False  # runs by itself after its batch broke; the next error is its own
+    failed_alone: bool = False  # broke a batch of its own: the next such error is its fault
 
     @cached_property
     def adapters(self) -> tuple[AdapterRef, ...]:

@@ -17,16 +17,20 @@ class TextCodec:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self._lock = threading.Lock()
-        self._special = frozenset(tokenizer.all_special_ids)
+        # Models have ids that their tokenizer does not know: those give no text either.
+        self._with_text = {*tokenizer.get_vocab().values()} - {*tokenizer.all_special_ids}
         self._bos = tokenizer.bos_token_id
 
     def encode_prompt(self, prompt: str) -> list[int]:
-        """Ids of a plain prompt. Raises PromptError `bad_prompt` for text that is not Unicode."""
+        """Ids of a plain prompt. Raises PromptError `bad_prompt` for text that is not Unicode or
+        that the tokenizer refuses."""
         with self._lock:
             try:
                 return list(self.tokenizer(prompt, verbose=False)["input_ids"])
             except (UnicodeError, TypeError) as e:  # lone surrogates
                 raise PromptError("bad_prompt", f"the prompt is not valid Unicode: {e}") from e
+            except Exception as e:  # tokenizers raises bare ones: no id for an unknown word, …
+                raise PromptError("bad_prompt", f"the tokenizer refuses the prompt: {e}") from e
 
     def encode_messages(self, messages: Sequence[tuple[str, str]]) -> list[int]:
         """Ids of a conversation, ready for the assistant's turn. Raises PromptError
@@ -56,7 +60,7 @@ class TextCodec:
 
     def is_special(self, token: int) -> bool:
         """True for a token that gives no text."""
-        return token in self._special
+        return token not in self._with_text
 
     def fit(
         self,
@@ -64,25 +68,28 @@ class TextCodec:
         context_tokens: int,
         max_new_tokens: int,
         on_too_long: Literal["fail", "truncate"],
+        limit: str = "a context",
     ) -> list[int]:
-        """`ids` when at least one token of room is left; else, under `truncate`, their end.
+        """`ids`, which must leave room for one token; under `truncate` as many of their last ones
+        as leave room for `max_new_tokens`, but for no more than half of the context.
 
-        A truncated prompt leaves room for `max_new_tokens`, but for no more than half of the
-        context, and keeps its beginning-of-text token. Raises PromptError `empty_prompt`,
-        `too_long`.
+        A truncated prompt keeps its beginning-of-text token. `limit` is what `context_tokens` is
+        called. Raises PromptError `empty_prompt`, `too_long`.
         """
         if not ids:
             raise PromptError("empty_prompt", "the prompt has no tokens")
-        if len(ids) < context_tokens:
-            return ids
         if on_too_long == "fail":
+            if len(ids) < context_tokens:
+                return ids
             raise PromptError(
                 "too_long",
-                f"the prompt has {len(ids)} tokens, the limit is {context_tokens - 1} (a context "
-                f"of {context_tokens} with room for one token); shorten it or set on_too_long "
+                f"the prompt has {len(ids)} tokens, the limit is {context_tokens - 1} ({limit} of "
+                f"{context_tokens} with room for one token); shorten it or set on_too_long "
                 "to truncate",
             )
         room = max(1, context_tokens - max(1, min(max_new_tokens, context_tokens // 2)))
+        if len(ids) <= room:
+            return ids
         if ids[0] == self._bos and room > 1:
             return [ids[0], *ids[len(ids) - room + 1 :]]
         return ids[-room:]

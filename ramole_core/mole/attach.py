@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from ramole_core.errors import ConfigError
@@ -42,14 +43,27 @@ class MoleModel:
 
 
 def target_linears(model: nn.Module) -> dict[str, nn.Linear]:
-    """Every linear of an unwrapped model except its output embedding, by name."""
+    """Every linear of an unwrapped model except its output embedding, by name. Subclasses whose
+    forward is no linear's (routers of expert models return tuples) are left alone."""
     find_head = getattr(model, "get_output_embeddings", None)
     head = find_head() if callable(find_head) else None
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not head
+        if isinstance(module, nn.Linear) and module is not head and _acts_as_linear(module)
     }
+
+
+@torch.inference_mode()
+def _acts_as_linear(linear: nn.Linear) -> bool:
+    """Tries what subclasses with a forward of their own give: Falcon's are linears as well."""
+    if type(linear).forward is nn.Linear.forward:
+        return True
+    try:
+        y = linear(linear.weight.new_zeros(1, 1, linear.in_features))
+    except Exception:  # whatever a foreign forward raises
+        return False
+    return isinstance(y, torch.Tensor) and y.shape == (1, 1, linear.out_features)
 
 
 def target_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:

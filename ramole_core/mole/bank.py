@@ -3,8 +3,9 @@
 Dims: R rank of an adapter in one linear, R_r router rank, D_in and D_out sides of the linear.
 One pool holds adapters of any ranks and targets. One router is active at a time: for it the bank
 keeps the Gram matrices G_i = B_rᵀ B_i (PAPER.md section 2); another router recomputes them.
-Guarantees: never more than `capacity` adapters; an adapter in use (pinned) is never evicted; a
-failed load changes nothing. Not thread-safe.
+Guarantees: never more than `capacity` adapters; an adapter in use (pinned) is never evicted; an
+adapter that cannot be read or does not fit changes nothing (one that fails on its way to the
+device, for want of memory, may have evicted another). Not thread-safe.
 """
 
 from collections.abc import Mapping, Sequence
@@ -103,6 +104,11 @@ class AdapterBank:
     def release(self, ref: AdapterRef) -> None:
         """Takes one pin off; the adapter stays until its room is needed."""
         self._residents[ref].num_pins -= 1
+
+    def free_unused(self) -> None:
+        """Gives up every adapter that is not pinned, and the packed copy: memory ran out."""
+        self._last = None
+        self._residents = {ref: r for ref, r in self._residents.items() if r.num_pins}
 
     def use_router(self, version: str | None, weights: RouterWeights | None) -> None:
         """Makes `weights` the router in use and computes every Gram matrix for it.

@@ -3,8 +3,8 @@
 Dims: B prompts, T tokens, P unique experts, S = sum of their ranks, R_r router rank, D width.
 Source: RAMoLE eqs. 6-11 with G_i = B_rᵀ B_i (PAPER.md section 2, "Exact algebra worth using"):
 h_i = A_i x ; s_i = (A_r x)ᵀ G_i h_i / √R_r ; y = W x + [B_1 … B_P] · concat(α_i h_i).
-Every prompt's columns of foreign experts get α = 0. No v_i of width D_out is materialised.
-Without a plan the layer gives exactly what the base linear gives.
+Every prompt's columns of foreign experts count as 0, whatever its tokens give there. No v_i of
+width D_out is materialised. Without a plan the layer gives exactly what the base linear gives.
 """
 
 from dataclasses import dataclass
@@ -62,7 +62,7 @@ class MoleLinear(nn.Module):
         return int(self.base.out_features)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (B, T, D_in), or flattened (B·T, D_in) -> the same shape with D_out."""
+        """x (B, T, D_in), (B, …, T, D_in) or flattened (B·T, D_in) -> the same shape with D_out."""
         y: torch.Tensor = self.base(x)
         plan = self.holder.plan
         if plan is None or not plan.packed.experts:
@@ -78,6 +78,9 @@ class MoleLinear(nn.Module):
 def low_rank_term(x: torch.Tensor, packed: PackedLinear, plan: BatchPlan) -> torch.Tensor:
     """Σ_i α_i B_i A_i x of every prompt's experts: x (B, T, D_in) -> (B, T, D_out)."""
     h = F.linear(x, packed.a)  # (B, T, S)
+    own = plan.own_columns(packed.columns)  # (B, 1, S)
+    if own is not None:
+        h = h.where(own, 0.0)  # a foreign expert may overflow here, and 0 · inf is NaN
     z = h * column_coefficients(x, h, packed, plan)  # (B, T, S) float32
     if plan.any_fused:
         z = torch.where(plan.fused[:, None, None], fused_columns(h, packed, plan), z)
@@ -116,10 +119,11 @@ def fused_columns(h: torch.Tensor, packed: PackedLinear, plan: BatchPlan) -> tor
 
 
 def _by_prompt(x: torch.Tensor, plan: BatchPlan, target: str) -> torch.Tensor:
-    """x as (B, T, D_in). Some models flatten prompts and tokens into one dim before a linear."""
+    """x as (B, T, D_in). Some models flatten prompts and tokens into one dim before a linear,
+    others have dims between the prompt and the width (heads): those count as tokens."""
     num = len(plan.mixes)
-    if x.dim() == 3 and x.shape[0] == num:
-        return x
+    if x.dim() >= 3 and x.shape[0] == num:
+        return x.flatten(1, -2)
     if x.dim() == 2 and x.shape[0] == num * plan.num_tokens:
         return x.view(num, plan.num_tokens, -1)
     raise LayerError(

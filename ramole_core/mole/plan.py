@@ -27,6 +27,7 @@ class BatchPlan:
     static: torch.Tensor  # (B, P) float32, α with all scores 0
     routed: torch.Tensor | None  # (B,) bool, the router's scores decide; None: for all prompts
     fused: torch.Tensor  # (B,) bool, gate `fusion`
+    own: torch.Tensor | None  # (B, P) bool, the prompt's active experts; None: all are everyone's
     weight_sum: torch.Tensor  # (B, P) float32, sum of α over counted linears and positions
     num_weights: int = 0
     any_routed: bool = False
@@ -34,6 +35,7 @@ class BatchPlan:
     counting: bool = False  # set by the runner: the last position of this forward gives a token
     num_tokens: int = 0  # T of this forward, set by the runner (only flattened inputs need it)
     _by_columns: dict[Columns, torch.Tensor] = field(default_factory=dict)
+    _own_by_columns: dict[Columns, torch.Tensor] = field(default_factory=dict)
 
     @classmethod
     def build(cls, mixes: Sequence[Mix], packed: Packed, device: torch.device) -> "BatchPlan":
@@ -56,6 +58,7 @@ class BatchPlan:
             static=torch.tensor(static, device=device).view(shape),
             routed=_some([mix.routed for mix in mixes], device),
             fused=torch.tensor([mix.gate == "fusion" for mix in mixes], device=device),
+            own=_own(mixes, packed, device),
             weight_sum=torch.zeros(shape, device=device),
             any_routed=any(mix.routed for mix in mixes),
             any_fused=any(mix.gate == "fusion" and mix.experts for mix in mixes),
@@ -72,6 +75,7 @@ class BatchPlan:
             static=self.static[index],
             routed=_some([mix.routed for mix in mixes], index.device),
             fused=self.fused[index],
+            own=_own(mixes, self.packed, index.device),
             weight_sum=self.weight_sum[index],
             num_weights=self.num_weights,
             any_routed=any(mix.routed for mix in mixes),
@@ -83,6 +87,14 @@ class BatchPlan:
         if columns not in self._by_columns:
             self._by_columns[columns] = self.static[:, None, columns.expert]
         return self._by_columns[columns]
+
+    def own_columns(self, columns: Columns) -> torch.Tensor | None:
+        """Which packed columns are the prompt's own: (B, 1, S) bool; None: all of them."""
+        if self.own is None:
+            return None
+        if columns not in self._own_by_columns:
+            self._own_by_columns[columns] = self.own[:, None, columns.expert]
+        return self._own_by_columns[columns]
 
     def record(self, alpha: torch.Tensor | None) -> None:
         """Counts one linear's α (B, T, P) at the last position; None: all its scores are 0."""
@@ -107,3 +119,10 @@ class BatchPlan:
 def _some(flags: list[bool], device: torch.device) -> torch.Tensor | None:
     """(B,) bool, or None when every flag is set: the layers then skip the choice."""
     return None if all(flags) else torch.tensor(flags, device=device)
+
+
+def _own(mixes: Sequence[Mix], packed: Packed, device: torch.device) -> torch.Tensor | None:
+    """(B, P) bool, the active experts of each prompt, or None when each has them all."""
+    active = [{mix.experts[i] for i in mix.active()} for mix in mixes]
+    rows = [[ref in mine for ref in packed.experts] for mine in active]
+    return None if all(map(all, rows)) else torch.tensor(rows, device=device)

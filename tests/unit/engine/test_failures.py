@@ -1,5 +1,6 @@
 """What goes wrong is charged to the prompts concerned and to nobody else."""
 
+import copy
 from concurrent.futures import wait
 
 import pytest
@@ -10,7 +11,17 @@ from ramole_core.engine.request import Expert, GenerationRequest
 from ramole_core.errors import PromptError, UnavailableError
 
 from ..mole.tiny import random_adapter
-from .tiny import REFS, adapters_for, answers, ask, drain, tiny_engine, tiny_model
+from .tiny import (
+    REFS,
+    FakeClock,
+    adapters_for,
+    answers,
+    ask,
+    byte_tokenizer,
+    drain,
+    tiny_engine,
+    tiny_model,
+)
 
 
 class Saboteur:
@@ -228,3 +239,107 @@ def test_running_out_of_memory_while_adapters_are_loaded_halves_the_batch_too():
 
     engine.bank.acquire = tight
     assert answers(engine, REQUESTS) == expected()
+
+
+def test_a_lost_device_ends_the_engine_and_is_nobodys_fault():
+    clock = FakeClock()
+    engine = tiny_engine(batch_size=3, clock=clock)
+    Saboteur(
+        engine,
+        "step",
+        torch.AcceleratorError("CUDA error: device-side assert triggered"),
+        lambda texts: True,
+    )
+    futures = [engine.submit(request) for request in REQUESTS]
+    engine._retries.add([engine._scheduler._waiting.pop()])  # part of a batch that broke before
+    drain(engine)
+    late = engine.submit(REQUESTS[0])
+    assert all(isinstance(f.exception(0), UnavailableError) for f in [*futures, late])
+    assert "device-side assert" in str(late.exception())
+    at = engine.progress_at
+    clock.now += 1
+    assert not engine.step()
+    assert engine.progress_at == at, "the watchdog sees that it stands still"
+
+
+def test_a_device_lost_while_an_adapter_is_loaded_is_not_the_adapters_fault():
+    engine = tiny_engine()
+    lost = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    def acquire(ref):
+        raise lost
+
+    engine.bank.acquire = acquire
+    assert all(isinstance(r, UnavailableError) for r in answers(engine, REQUESTS))
+
+
+def test_a_driver_without_memory_is_not_a_lost_device():
+    engine = tiny_engine()
+    error = torch.AcceleratorError("CUDA error: out of memory")
+    Saboteur(engine, "start", error, lambda texts: len(texts) > 2)
+    assert answers(engine, REQUESTS) == expected()
+
+
+def test_a_token_outside_of_the_embedding_fails_only_its_prompt():
+    tokenizer = copy.deepcopy(byte_tokenizer())
+    tokenizer.add_tokens(["<extra>"])
+    bad, good = answers(tiny_engine(tokenizer=tokenizer), [ask("a<extra>"), REQUESTS[0]])
+    assert bad.code == "bad_prompt"
+    assert "259" in str(bad)
+    assert good == expected()[0]
+
+
+def test_adapters_that_no_batch_uses_make_room_when_memory_runs_out():
+    """The device holds four adapters, the bank may hold eight."""
+    engine = tiny_engine(batch_size=2)
+    put = engine.bank._put
+
+    def tight(weights):
+        if len(engine.bank) >= 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return put(weights)
+
+    engine.bank._put = tight
+    requests = [ask("abc", i, gate="selection", max_new_tokens=2) for i in range(8)]
+    for _ in range(2):
+        assert not any(isinstance(r, Exception) for r in answers(engine, requests))
+    assert_clean(engine)
+
+
+def test_one_bad_prompt_costs_its_neighbours_few_retries():
+    """By halves: 32 prompts, one of them bad, are not run one by one."""
+    engine = tiny_engine(batch_size=32)
+    saboteur = Saboteur(engine, "start", ValueError("boom"), lambda texts: "d" in texts)
+    results = answers(engine, [ask("d" if i == 3 else "p", max_new_tokens=2) for i in range(32)])
+    assert [i for i, r in enumerate(results) if isinstance(r, Exception)] == [3]
+    assert saboteur.sizes == [32, 16, 8, 4, 2, 2, 1, 1, 1, 4, 8, 16]
+
+
+def test_a_prompt_alone_survives_an_error_that_passes():
+    engine, calls = tiny_engine(), []
+    Saboteur(engine, "step", RuntimeError("once"), lambda texts: calls.append(1) or len(calls) == 2)
+    assert answers(engine, REQUESTS[:1]) == expected()[:1]
+
+
+def test_adapters_that_are_here_are_not_evicted_for_those_that_come():
+    engine = tiny_engine(bank_size=4)
+    answers(engine, [ask("x", 1, 2, 3, 4, gate="mixture", max_new_tokens=1)])
+    loads = engine.bank.num_loads
+    answers(engine, [ask("x", 0, 1, 2, 3, gate="mixture", max_new_tokens=1)])
+    assert engine.bank.num_loads == loads + 1
+
+
+def test_running_out_of_memory_once_more_while_it_is_freed_loses_nobody():
+    engine, calls = tiny_engine(), []
+    Saboteur(engine, "start", MemoryError(), lambda texts: not calls)
+
+    def free():
+        calls.append(1)
+        raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+
+    engine.bank.free_unused = free
+    futures = [engine.submit(request) for request in REQUESTS]
+    with pytest.raises(torch.AcceleratorError):
+        engine.step()
+    engine.stop()
+    assert all(isinstance(f.exception(0), UnavailableError) for f in futures)

@@ -1,6 +1,8 @@
 """Prompts that are empty, too long, or end at the limit of the context."""
 
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from ramole_core.engine.request import GenerationRequest
 from ramole_core.engine.tokens import TextCodec
@@ -111,3 +113,32 @@ def test_memory_is_bounded_short_forwards_and_one_position_of_logits():
     assert max(shape[0] for shape in seen) == 32
     assert max(shape.numel() for shape in seen) <= 1024
     assert {shape[1] for shape in projected} == {1}
+
+
+def test_under_truncate_the_room_for_the_answer_has_no_cliff():
+    """Prompts just under and just over the context get the same room."""
+    requests = [
+        ask("a" * n, max_new_tokens=100, on_too_long="truncate") for n in (100, 156, 157, 255, 300)
+    ]
+    found = [(r.prompt_tokens, r.completion_tokens) for r in answers(tiny_engine(), requests)]
+    assert found == [(100, 100), (156, 100), (156, 100), (156, 100), (156, 100)]
+
+
+def test_the_limit_that_counts_is_named():
+    own, batch = (
+        str(answers(tiny_engine(**settings), [ask("a" * 300)])[0])
+        for settings in ({}, {"max_batch_tokens": 64})
+    )
+    assert "RAMOLE_MAX_BATCH_TOKENS of 64" in batch
+    assert "a context of 256" in own
+    assert "RAMOLE" not in own
+
+
+def test_a_prompt_that_the_tokenizer_refuses_fails_alone():
+    """A vocabulary of words without an id for the others: tokenizers raises a bare Exception."""
+    words = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
+    bad, good = answers(tiny_engine(tokenizer=tokenizer), [ask("a zzz"), ask("a b")])
+    assert bad.code == "bad_prompt"
+    assert good.prompt_tokens == 2

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+import transformers
+from peft import LoraConfig, get_peft_model
 
 from ramole_core.adapters.base_info import BaseInfo
 from ramole_core.engine.factory import build_engine
@@ -99,3 +101,78 @@ def test_every_source_of_end_tokens_counts(kind):
     base = describe_base(model, byte_tokenizer(), "x")
     assert base.eos_ids == {3, 4, 5, 258}
     assert base.context_tokens == 256
+
+
+def saved(path, model):
+    model.save_pretrained(path)
+    byte_tokenizer().save_pretrained(path)
+    return Settings(model=str(path), device="cpu")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.MambaConfig(vocab_size=259, hidden_size=32, num_hidden_layers=1),
+        transformers.RecurrentGemmaConfig(
+            vocab_size=259,
+            hidden_size=32,
+            intermediate_size=48,
+            lru_width=32,
+            num_attention_heads=4,
+            num_hidden_layers=1,
+        ),
+    ],
+    ids=["no cache argument", "stateful"],
+)
+def test_recurrent_models_are_refused(tmp_path, config):
+    settings = saved(tmp_path, transformers.AutoModelForCausalLM.from_config(config))
+    with pytest.raises(ConfigError, match=r"RAMOLE_MODEL.*recurrent models"):
+        load_base(settings)
+
+
+def test_an_adapter_is_no_base_model(tmp_path, folder):
+    base = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    peft = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"]))
+    with pytest.raises(ConfigError, match="this is an adapter, not a base model"):
+        load_base(saved(tmp_path / "adapter", peft))
+
+
+def test_a_model_that_comes_with_an_adapter_is_no_base_model(folder, monkeypatch):
+    """As transformers gives one for a hub id of an adapter."""
+
+    def load(source, dtype):
+        base = transformers.AutoModelForCausalLM.from_pretrained(source)
+        base.add_adapter(LoraConfig(r=2, target_modules=["q_proj"]))
+        return base, byte_tokenizer()
+
+    monkeypatch.setattr("ramole_core.engine.model._from_pretrained", load)
+    with pytest.raises(ConfigError, match="this is an adapter, not a base model"):
+        load_base(Settings(model=str(folder), device="cpu"))
+
+
+@pytest.mark.parametrize("device", ["meta", "hpu", "xpu", "mps"])
+def test_a_device_that_this_torch_cannot_use_is_refused_in_one_line(folder, device):
+    with pytest.raises(ConfigError, match="RAMOLE_DEVICE") as caught:
+        load_base(Settings(model=str(folder), device=device))
+    assert "\n" not in str(caught.value)
+
+
+def test_emulated_bfloat16_is_not_chosen(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation
+    )
+    assert choose_device(Settings())[1] == torch.float16
+
+
+def test_generation_settings_without_effect_are_named_once(tmp_path, caplog):
+    model = tiny_model()
+    load_base(saved(tmp_path, model))
+    assert "not used" not in caplog.text
+    model.generation_config.repetition_penalty = 1.3
+    model.generation_config.suppress_tokens = [7]
+    model.generation_config.num_beams = 1
+    load_base(saved(tmp_path, model))
+    [line] = [r.getMessage() for r in caplog.records if "not used" in r.getMessage()]
+    assert line.endswith("repetition_penalty=1.3, suppress_tokens=[7]")

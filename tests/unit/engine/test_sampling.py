@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ramole_core.engine.request import GenerationRequest
-from ramole_core.engine.sampling import Sampler, sample_tokens
+from ramole_core.engine.sampling import NO_TOKEN, Sampler, sample_tokens
 
 from .tiny import answers, ask, generated, tiny_engine
 
@@ -81,3 +81,23 @@ def test_a_sampled_answer_does_not_depend_on_its_neighbours_or_their_ends():
     [alone] = answers(tiny_engine(), [request])
     crowd = answers(tiny_engine(), [*others[:3], request, *others[3:]])
     assert crowd[3] == alone
+
+
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("bad", ["nan", "inf", "-inf"])
+def test_logits_that_are_no_numbers_give_no_token_and_spare_the_neighbours(bad, temperature, alone):
+    logits = torch.randn(3, 10, generator=torch.Generator().manual_seed(0))
+    requests = [GenerationRequest("x", temperature=temperature, seed=i) for i in range(3)]
+    wanted = Sampler(requests).next_tokens(logits)
+    logits[1, slice(None) if bad == "-inf" else 4] = float(bad)
+    if alone:
+        assert Sampler(requests[1:2]).next_tokens(logits[1:2]) == [NO_TOKEN]
+    else:
+        assert Sampler(requests).next_tokens(logits) == [wanted[0], NO_TOKEN, wanted[2]]
+
+
+def test_logits_may_exclude_tokens():
+    logits = torch.tensor([[-torch.inf, 1.0, -torch.inf]])
+    for temperature in (0.0, 1.0):
+        assert Sampler([GenerationRequest("x", temperature=temperature)]).next_tokens(logits) == [1]

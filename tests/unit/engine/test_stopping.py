@@ -40,6 +40,11 @@ def test_special_tokens_inside_a_stop_string_do_not_hide_it():
     assert run([*b"ab", 256, 257, *b"cd"], "abc") == ("", 5)
 
 
+def test_ids_that_the_tokenizer_does_not_know_do_not_hide_a_stop_string():
+    """Embeddings are padded: a model can generate ids without a token."""
+    assert run([*b"ab", *[300] * 20, *b"cd"], "abc") == ("", 23)
+
+
 def test_end_of_text_ends_and_gives_no_text():
     assert run([*b"ab", EOS, *b"cd"]) == ("ab", 3)
     assert run([65, 66, 10], eos=frozenset({10, 258})) == ("AB", 3)

@@ -5,8 +5,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
+import torch
 
-from ramole_core.errors import PromptError
+from ramole_core.errors import PromptError, UnavailableError
 
 from .tiny import FakeClock, answers, ask, drain, tiny_engine
 
@@ -71,3 +72,29 @@ def test_progress_ticks_on_every_step_and_when_idle():
     assert engine.idle
     assert future.result().completion_tokens == engine.num_generated_tokens == 3
     assert (engine.num_prompts, engine.num_steps) == (1, 3)
+
+
+class Panic(BaseException):
+    """As pyo3's PanicException, which a tokenizer's Rust code raises, is no Exception."""
+
+
+def test_a_panic_ends_the_engine_and_leaves_nobody_waiting(running):
+    def panic(*_):
+        raise Panic
+
+    running.base.codec.decode = panic
+    futures = [running.submit(ask("a", max_new_tokens=2)) for _ in range(3)]
+    assert all(isinstance(f.exception(timeout=30), UnavailableError) for f in futures)
+    running._thread.join(30)
+    assert not running._thread.is_alive()
+    assert isinstance(running.submit(ask("b")).exception(timeout=0), UnavailableError)
+
+
+def test_a_device_lost_outside_of_a_step_ends_the_engine(running):
+    def lost(now):
+        raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+
+    running._scheduler.next_batch = lost
+    assert isinstance(running.submit(ask("a")).exception(timeout=30), UnavailableError)
+    running._thread.join(30)
+    assert not running._thread.is_alive()

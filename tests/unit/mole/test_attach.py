@@ -42,3 +42,25 @@ def test_a_wrapped_linear_still_shows_its_sides():
 def test_a_model_without_linears_is_refused():
     with pytest.raises(ConfigError, match="RAMOLE_MODEL"):
         attach(nn.Sequential(nn.Embedding(3, 4)))
+
+
+class Router(nn.Linear):
+    """As the routers of expert models: a linear by its class alone."""
+
+    def forward(self, x):
+        scores = super().forward(x)
+        return scores.softmax(-1), scores
+
+
+class OwnForward(nn.Linear):
+    """As Falcon's linears."""
+
+    def forward(self, x):
+        return x @ self.weight.T
+
+
+def test_a_linear_is_what_acts_as_one():
+    model = nn.Sequential(nn.Linear(4, 3), Router(3, 2), OwnForward(3, 5, bias=False))
+    assert target_shapes(model) == {"0": (3, 4), "2": (5, 3)}
+    attach(model)
+    assert type(model[1]) is Router

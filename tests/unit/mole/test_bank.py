@@ -137,3 +137,13 @@ def test_weights_that_could_leak_into_other_prompts_are_refused(bad):
     bank = new_bank(adapters={REFS[0]: adapter})
     with pytest.raises(PromptError, match="y has a weight"):
         bank.acquire(REFS[0])
+
+
+def test_freeing_gives_up_what_is_not_in_use_and_the_packed_copy():
+    bank = new_bank()
+    use(bank, REFS[0])
+    bank.acquire(REFS[1])
+    packed = bank.pack([REFS[1]])
+    bank.free_unused()
+    assert [ref in bank for ref in REFS[:2]] == [False, True]
+    assert bank.pack([REFS[1]]) is not packed

@@ -223,6 +223,48 @@ def test_prompts_and_tokens_may_come_flattened_but_never_mixed():
             linear(x.view(6, d_in)[:4])
 
 
+def test_dims_between_the_prompt_and_the_width_count_as_tokens():
+    model = tiny_model()
+    mole = attach(model)
+    name, (_, d_in) = next(iter(mole.targets.items()))
+    bank = make_bank(
+        mole.targets, {r: random_adapter(mole.targets, 2, i) for i, r in enumerate(REFS[:2])}
+    )
+    plan = BatchPlan.build([Mix("mixture", (r,)) for r in REFS[:2]], bank.pack(REFS[:2]), CPU)
+    linear = model.get_submodule(name)
+    x = torch.randn(2, 3, 4, d_in)
+    with mole.running(plan):
+        torch.testing.assert_close(linear(x), linear(x.view(2, 12, d_in)).view(2, 3, 4, -1))
+
+
+@pytest.mark.parametrize(
+    "mix",
+    [
+        Mix("mixture", (REFS[1], REFS[2])),
+        Mix("fusion", (REFS[1], REFS[2])),
+        Mix("mole", (REFS[1], REFS[2]), (0.5, 0.4), (), "r1"),
+    ],
+    ids=lambda mix: mix.gate,
+)
+def test_an_expert_that_overflows_does_not_reach_its_neighbours(mix):
+    """float16 ends at 65504: the foreign columns hold inf, and 0 · inf is NaN."""
+    targets = {"x": (6, 5)}
+    router = random_router(targets, 2, torch.Generator().manual_seed(1))
+    adapters = {ref: random_adapter(targets, 2, i) for i, ref in enumerate(REFS[:3])}
+    adapters[REFS[0]].pairs["x"].a.fill_(9e3)
+    bank = make_bank(targets, adapters, router, dtype=torch.float16)
+    x = torch.full((2, 3, 5), 4.0, dtype=torch.float16)
+    bad = Mix("mixture", (REFS[0],))
+    together = BatchPlan.build([bad, mix], bank.pack(REFS[:3]), CPU)
+    term = low_rank_term(x, bank.pack(REFS[:3]).linears["x"], together)
+    assert not term[0].isfinite().all(), "the test must overflow"
+    [rest] = low_rank_term(x[1:], together.packed.linears["x"], together.select([1]))
+    alone = BatchPlan.build([mix], bank.pack(REFS[1:3]), CPU)
+    [wanted] = low_rank_term(x[1:], alone.packed.linears["x"], alone)
+    torch.testing.assert_close(term[1], wanted)
+    torch.testing.assert_close(rest, wanted)
+
+
 def test_bfloat16_follows_float32():
     model = tiny_model()
     targets = target_shapes(model)
