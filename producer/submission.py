@@ -108,7 +108,8 @@ def _check_any_good(writer: ShardWriter) -> None:
         raise InvalidInputError("the dataset holds no prompt")
     if writer.num_prompts == writer.num_bad_lines:
         raise InvalidInputError(
-            f"no line of the dataset is a prompt, nothing is enqueued; {writer.first_bad_line}"
+            "no line of the dataset is a prompt, nothing is enqueued (is the --format right? "
+            f"text, csv, parquet, jsonl); {writer.first_bad_line}"
         )
 
 
