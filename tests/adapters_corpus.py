@@ -67,8 +67,14 @@ _GOOD: dict[str, dict[str, Any]] = {
     "mixed_dtypes": {"target_modules": ["q_proj", "up_proj"]},
     "other_base_name": {"target_modules": ["q_proj"]},
     "extra_files": {"target_modules": ["q_proj"]},
+    "unsloth": {"target_modules": ["q_proj"], "task_type": None},
 }
 GOOD_KINDS = sorted(_GOOD)
+UNSLOTH_MAPPING = {
+    "base_model_class": "Qwen3ForCausalLM",
+    "parent_library": "transformers.models.qwen3.modeling_qwen3",
+    "unsloth_fixed": True,
+}
 
 
 def base_info(model: nn.Module, name: str = "tiny") -> BaseInfo:
@@ -95,6 +101,8 @@ def make_good(folder: Path, kind: str, model: nn.Module, seed: int = 0) -> nn.Mo
     peft_model.save_pretrained(str(folder))
     if kind == "other_base_name":  # PEFT writes the model's own name over it
         edit_config(folder, base_model_name_or_path="other/base")
+    if kind == "unsloth":
+        edit_config(folder, auto_mapping=UNSLOTH_MAPPING)
     if kind == "extra_files":
         (folder / "notes.txt").write_text("nothing of interest")
         (folder / "checkpoint-1").mkdir()

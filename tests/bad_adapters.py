@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tests.adapters_corpus import CONFIG, WEIGHTS, edit_config, make_good
+from tests.adapters_corpus import CONFIG, UNSLOTH_MAPPING, WEIGHTS, edit_config, make_good
 
 Spoil = Callable[[Path], None]
 _BAD: dict[str, tuple[str, Spoil]] = {}
@@ -293,6 +293,17 @@ _config_case("remote_code", "remote_code", trust_remote_code=True)
 _config_case(
     "auto_mapping", "auto_mapping", auto_mapping={"parent_library": "os", "base_model_class": "x"}
 )
+_config_case(
+    "auto_mapping_of_remote_code",
+    "auto_mapping",
+    auto_mapping=UNSLOTH_MAPPING | {"parent_library": "transformers_modules.x.modeling"},
+)
+_config_case(
+    "auto_mapping_fixed_by_text",
+    "auto_mapping",
+    auto_mapping=UNSLOTH_MAPPING | {"unsloth_fixed": "os.system"},
+)
+_config_case("runtime_set", "unsupported_option", runtime_config={"ephemeral_gpu_offload": True})
 _config_case("unknown_key", "unsupported_option", use_quantum_lora=True)
 _config_case("activated_lora", "unsupported_option", alora_invocation_tokens=[1, 2])
 _config_case("megatron", "unsupported_option", megatron_config={"a": 1})
@@ -302,6 +313,9 @@ _config_case("olora", "init_changes_base", init_lora_weights="olora")
 _config_case("rank_zero", "bad_config", r=0)
 _config_case("rank_a_text", "bad_config", r="8")
 _config_case("rank_missing", "bad_config", r=...)
+_config_case("rank_a_fraction", "bad_config", r=2.5)
+_config_case("targets_null", "bad_config", target_modules=None)
+_config_case("targets_missing", "bad_config", target_modules=...)
 _config_case("alpha_zero", "bad_config", lora_alpha=0)
 _config_case("targets_a_number", "bad_config", target_modules=7)
 _config_case("rank_mismatch", "rank_mismatch", r=3)
@@ -314,6 +328,47 @@ _config_case("regex_too_long", "unsafe_pattern", target_modules=".*q_proj|" * 20
 _config_case(
     "regex_explodes", "target_mismatch", target_modules=r"((([a-z_.0-9]+)+)+)+!", rank_pattern={}
 )
+
+
+# sizes: each of these once took minutes to years
+def _many(num: int, num_chars: int) -> list[str]:
+    return [f"{n:0{num_chars}d}" for n in range(num)]
+
+
+_config_case("too_many_targets", "bad_config", target_modules=[*_many(400_000, 6), "q_proj"])
+_config_case("too_many_excluded", "bad_config", exclude_modules=_many(5000, 6))
+_config_case("target_too_long", "bad_config", target_modules=["q_proj", "v_proj", "x" * 501])
+_config_case("too_many_layers", "bad_config", layers_to_transform=list(range(500_000)))
+_config_case(
+    "too_many_layer_patterns",
+    "bad_config",
+    layers_to_transform=[0, 1],
+    layers_pattern=[*_many(400_000, 6), "layers"],
+)
+_config_case(
+    "layer_pattern_too_long", "bad_config", layers_to_transform=[0, 1], layers_pattern=["." * 501]
+)
+_config_case("too_many_patterns", "bad_config", rank_pattern=dict.fromkeys(_many(1025, 6), 2))
+_config_case("patterns_too_long", "bad_config", alpha_pattern=dict.fromkeys(_many(1024, 65), 8.0))
+_config_case(
+    "character_class_long",
+    "unsafe_pattern",
+    rank_pattern={
+        f"[{''.join(map(chr, range(0x4E00 + n, 0x4E00 + 950 + n)))}]*!": 2 for n in range(60)
+    },
+)
+
+
+@_bad("config_keys_many", "duplicate_key")
+def _(folder: Path) -> None:
+    keys = ",".join(f'"{name}":0' for name in _many(200_000, 7))
+    (folder / CONFIG).write_text(f'{{{keys},"{199_999:07d}":0}}')
+
+
+@_bad("config_number_infinite", "bad_json")
+def _(folder: Path) -> None:
+    text = (folder / CONFIG).read_text()
+    (folder / CONFIG).write_text(text.replace("{", '{"lora_dropout_old": [1e999],', 1))
 
 
 @_bad("rank_over_limit", "rank_too_large")
@@ -339,6 +394,9 @@ BAD_SAMPLES: dict[str, tuple[bytes, str]] = {
     "not_a_string": (b'"a"\n{"prompt": "b"}\n', "bad_sample"),
     "an_empty_line": (b'"a"\n\n"b"\n', "bad_sample"),
     "empty_text": (b'"a"\n""\n', "bad_sample"),
+    "many_small_values": (b'"a"\n[' + b"[]," * 1_000_000 + b"[]]\n", "bad_sample"),
+    "space_before": (b'"a"\n "b"\n', "bad_sample"),
+    "line_too_long": (b'"a"\n"b"' + b" " * 1_200_002 + b"\n", "bad_sample"),
     "only_spaces": (b'"a"\n" \\t"\n', "bad_sample"),
     "not_utf8": (b'"a"\n"\xff"\n', "bad_sample"),
     "lone_surrogate": (b'"a"\n"\\ud800"\n', "bad_sample"),

@@ -35,4 +35,4 @@ def _reason(line: bytes, error: ValueError) -> str:
         return f"not UTF-8 at byte {e.start + 1}"
     what, _, column = str(error).rpartition(" at line ")  # of this one line, or behind its end
     at = f", column {column.rpartition(' ')[2]}" if column.startswith("1 ") else ""
-    return f"not JSON: {what}{at}"
+    return f"not JSON: {what or column}{at}"

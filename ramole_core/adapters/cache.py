@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
+from weakref import WeakValueDictionary
 
 from pydantic import ValidationError
 
@@ -41,7 +42,8 @@ class AdapterCache:
         self._folder = folder
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
-        self._busy: dict[AdapterRef, threading.Lock] = {}
+        # A lock lives while somebody waits for it or holds it.
+        self._busy: WeakValueDictionary[AdapterRef, threading.Lock] = WeakValueDictionary()
 
     def load(self, ref: AdapterRef) -> LoraWeights:
         """The weights of a version, downloaded when they are not here.

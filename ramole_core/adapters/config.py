@@ -28,8 +28,8 @@ MAX_ALPHA: Final = 1e6
 _IGNORED: Final = frozenset(
     {
         "base_model_name_or_path", "revision", "task_type", "inference_mode", "peft_version",
-        "lora_dropout", "fan_in_fan_out", "ensure_weight_tying", "qalora_group_size", "megatron_core",
-        "eva_config", "loftq_config", "corda_config", "lora_ga_config",
+        "lora_dropout", "fan_in_fan_out", "qalora_group_size", "megatron_core", "eva_config",
+        "loftq_config", "corda_config", "lora_ga_config", "ensure_weight_tying",
     }
 )  # fmt: skip
 _READ: Final = frozenset(

@@ -101,14 +101,23 @@ class LogView:
         """Every name that ever had a version."""
         return sorted(name for name, versions in self._versions.items() if versions)
 
-    def has(self, ref: AdapterRef) -> bool:
-        """True when the version was ever added."""
-        return ref.version in self._versions.get(ref.name, {})
-
     def of_upload(self, upload_id: str) -> AdapterVersion | None:
         """The version that an upload became."""
         ref = self._uploads.get(upload_id)
         return self._versions[ref.name][ref.version] if ref else None
+
+    def same(self, entry: LogEntry) -> AdapterVersion | None:
+        """What makes an "add" needless: the version of its upload, of its number, or the active
+        one when its owner added equal content.
+        """
+        of_upload = self.of_upload(entry.upload_id) if entry.upload_id else None
+        known = of_upload or self._versions.get(entry.name, {}).get(entry.version or 0)
+        standing = [v for v in self.versions(entry.name) if v.stands(self.position)]
+        if known or not standing:
+            return known
+        newest = standing[-1]
+        equal = (newest.sha256, newest.owner) == (entry.sha256, entry.owner)
+        return newest if equal else None
 
     def meant(self, name: str, version: int | None) -> list[AdapterVersion]:
         """The versions a removal speaks of. Raises NotFoundError when there never was one."""

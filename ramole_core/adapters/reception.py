@@ -1,12 +1,15 @@
 """A worker takes in an upload: every check, a version number, the files, the log entry, the answer.
 
-Every step may be cut, and the same upload may be received twice or by two workers at once: the end
-is the same. A version becomes visible with its log entry and not before; a folder without one (a
-lost race for a name) is nothing to anybody. The answer is created once, before the staging folder
-goes, so a late duplicate finds it.
+Every step may be cut, and the same upload may be received twice or by two workers at once: it ends
+as one answer and at most one version (whose number, or being `unchanged`, may depend on what other
+uploads did in between). A version becomes visible with its log entry and not before; a folder
+without one (a cut, a lost race) is nothing to anybody and stays. The answer is created once, before
+the staging folder goes, so a late duplicate finds it. What a store lists there under a key that it
+does not take stays, too, and is logged.
 """
 
 import itertools
+import logging
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -23,9 +26,11 @@ from ramole_core.adapters.ref import AdapterRef
 from ramole_core.adapters.registry import Registry
 from ramole_core.adapters.staging import UPLOAD_FILE, Upload
 from ramole_core.adapters.verdict import Verdict, VerdictError, read_verdict, write_verdict
-from ramole_core.errors import AdapterRefusedError, NotFoundError
+from ramole_core.errors import AdapterRefusedError, InvalidInputError, NotFoundError
 from ramole_core.jobs import checked_name, utc_now
 from ramole_core.store.base import ObjectStore, to_json
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["Describe", "Verdict", "VerdictError", "read_verdict", "receive"]
 
@@ -62,9 +67,27 @@ def receive(
 
 def _clear(store: ObjectStore, upload_id: str) -> None:
     prefix = keys.staging(upload_id)
-    store.delete(prefix + UPLOAD_FILE)  # first: from here on there is no upload
-    for entry in list(store.entries(prefix)):
-        store.delete(entry.key)
+    stuck = _undeletable(store, [prefix + UPLOAD_FILE])  # first: from here on there is no upload
+    stuck += _undeletable(store, [entry.key for entry in store.entries(prefix)])
+    if stuck:
+        logger.warning(
+            "upload %s: %d staged files stay, e.g. %.120a", upload_id, len(stuck), stuck[0]
+        )
+
+
+def _undeletable(store: ObjectStore, found: list[str]) -> list[str]:
+    """Deletes what it can; returns the keys that are none to the store. An outage still raises."""
+    stuck = []
+    for key in found:
+        try:
+            store.delete(key)
+        except (InvalidInputError, NotFoundError, UnicodeError):
+            stuck.append(key)
+    return stuck
+
+
+def _unchanged_at(ref: AdapterRef) -> Verdict:
+    return Verdict(status="unchanged", name=ref.name, version=ref.version)
 
 
 class _Reception:
@@ -121,7 +144,7 @@ class _Reception:
         ref = self._registry.active().get(arrived.upload.name)
         for version in self._registry.versions(arrived.upload.name):
             if version.ref == ref and version.sha256 == arrived.sha256:
-                return Verdict(status="unchanged", name=ref.name, version=ref.version)
+                return _unchanged_at(version.ref)
         return None
 
     def _published(self, arrived: Arrived) -> Verdict:
@@ -141,7 +164,10 @@ class _Reception:
             owner=arrived.upload.owner,
             upload_id=self._upload_id,
         )
-        return self._accepted(self._registry.add(entry))
+        version = self._registry.add(entry)
+        if version.upload_id != self._upload_id:  # an equal upload was faster
+            return _unchanged_at(version.ref)
+        return self._accepted(version)
 
     def _claimed(self, name: str) -> AdapterRef:
         """The first version number that is free, or was claimed by this upload before a cut."""

@@ -9,7 +9,7 @@ checked against the log up to n - 1 at that moment. A `Registry` is one process'
 
 import threading
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TypeVar
 
 from pydantic import ValidationError
 
@@ -21,6 +21,8 @@ from ramole_core.jobs import utc_now
 from ramole_core.store.base import ObjectStore
 
 _MAX_SNAPSHOTS: Final = 8
+
+T = TypeVar("T")
 
 
 class Registry:
@@ -85,13 +87,14 @@ class Registry:
             return self._view.of_upload(upload_id)
 
     def add(self, entry: LogEntry) -> AdapterVersion:
-        """Appends an "add" entry unless its version stands in the log already.
+        """Appends an "add" entry unless the log makes it needless, see LogView.same.
 
+        Returns the version that stands for it: its own, or the active one of equal content.
         Raises AdapterRefusedError with reason not_owner or name_collision.
         """
-        ref = AdapterRef(entry.name, entry.version or 0)
-        self._append(entry, lambda view: view.has(ref))
-        return next(v for v in self.versions(entry.name) if v.ref == ref)
+        version = self._append(entry, lambda view: view.same(entry))
+        assert version is not None, "the entry was written and read"
+        return version
 
     def check_name(self, name: str, owner: str) -> None:
         """Raises AdapterRefusedError when `owner` may not add a version to `name` now."""
@@ -103,7 +106,8 @@ class Registry:
     ) -> list[AdapterRef]:
         """Removes one version (the next older one is active again) or, without one, all.
 
-        Files stay readable for jobs that pin them. Removing twice is no error. Returns the versions
+        Files stay readable for jobs that pin them. Removing twice is no error, and a version that
+        is added after the removal's own entry stays. Returns the versions
         that are now removed. Raises NotFoundError, and AdapterRefusedError (not_owner) when
         `owner` is given and the name belongs to someone else.
         """
@@ -124,18 +128,19 @@ class Registry:
         if position is not None and position > self.position:
             self.refresh()
 
-    def _append(self, entry: LogEntry, applied: Callable[[LogView], bool]) -> None:
-        """Writes `entry` under the next free number, unless it is applied by then."""
+    def _append(self, entry: LogEntry, applied: Callable[[LogView], T]) -> T:
+        """Writes `entry` once under the next free number, unless it is applied by then."""
         data = entry.model_dump_json().encode()
+        written = False
         while True:
             self.refresh()
             with self._lock:
-                if applied(self._view):
-                    return
+                if (found := applied(self._view)) or written:
+                    return found
                 if entry.op == "add":
                     self._view.check_name(entry.name, entry.owner or "")
                 number = self._view.position + 1
-            self._store.create(keys.registry_entry(number), data)
+            written = self._store.create(keys.registry_entry(number), data)
 
     def _read(self, number: int) -> LogEntry | None:
         key = keys.registry_entry(number)

@@ -1,6 +1,7 @@
 """The sample inputs that come with an adapter: what retrieval knows of it.
 
-A file of JSON lines, each line one string. A bad line is refused with its number (from 1).
+A file of JSON lines, each line one string that begins at its first byte. A bad line is refused with
+its number (from 1).
 """
 
 from collections.abc import Sequence
@@ -55,7 +56,7 @@ def encode_samples(samples: Sequence[str]) -> bytes:
 
 
 def _parsed(number: int, line: bytes) -> object:
-    """Looks before it parses: a list of a million empty lists would take the memory of one."""
+    """What is no string is refused unparsed: as objects it would take many times its bytes."""
     if not line.startswith(b'"'):
         raise AdapterRefusedError("bad_sample", f"sample line {number}: not a JSON string")
     if len(line) > MAX_LINE_BYTES:

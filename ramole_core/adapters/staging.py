@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from ramole_core import keys
 from ramole_core.adapters.card import FileInfo
@@ -24,14 +24,15 @@ __all__ = ["UPLOAD_FILE", "Upload", "checked_adapter_name", "new_upload_id", "st
 UPLOAD_FILE: Final = "upload.json"
 MAX_UPLOAD_FILE_BYTES: Final = 1 << 20
 MAX_OWNER_CHARS: Final = 200
+_PRINTABLE: Final = r"^[^\p{Cc}\p{Cf}\p{Zl}\p{Zp}]*$"  # terminals show it: no control characters
 
 
 class Upload(Wire):
     """`upload.json`: who uploads what under which name."""
 
     name: str = Field(max_length=1000)
-    owner: str = Field(min_length=1, max_length=MAX_OWNER_CHARS)
-    created_at: str = Field(max_length=100)
+    owner: str = Field(min_length=1, max_length=MAX_OWNER_CHARS, pattern=_PRINTABLE)
+    created_at: str = Field(max_length=100, pattern=_PRINTABLE)
     files: dict[str, FileInfo]
 
 
@@ -45,7 +46,7 @@ def stage_upload(
 ) -> None:
     """Copies the adapter in `folder` and its samples into the store. Repeating it is harmless.
 
-    Raises AdapterRefusedError (name, samples, missing file) before anything is written.
+    Raises AdapterRefusedError (name, owner, samples, missing file) before anything is written.
     """
     checked_name("upload", upload_id)
     checked_adapter_name(name)
@@ -55,9 +56,19 @@ def stage_upload(
     except OSError as e:
         raise AdapterRefusedError("missing_file", f"{e.filename}: {e.strerror or e}") from e
     files[SAMPLES_FILE] = FileInfo.of_bytes(encoded)
+    upload = _record(name, owner, files)
     prefix = keys.staging(upload_id)
     for file in FILES:
         store.upload(folder / file, prefix + file)
     store.put(prefix + SAMPLES_FILE, encoded)
-    upload = Upload(name=name, owner=owner, created_at=utc_now().isoformat(), files=files)
     store.put(prefix + UPLOAD_FILE, upload.model_dump_json().encode())
+
+
+def _record(name: str, owner: str, files: dict[str, FileInfo]) -> Upload:
+    try:
+        return Upload(name=name, owner=owner, created_at=utc_now().isoformat(), files=files)
+    except ValidationError as e:
+        raise AdapterRefusedError(
+            "bad_upload",
+            f"owner {owner[:80]!a}: use 1 to {MAX_OWNER_CHARS} characters, none of them control",
+        ) from e

@@ -35,11 +35,11 @@ def parse_strict(data: bytes) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
-        raise DuplicateKeyError(f"the key {twice[:80]!r} stands twice in one object")
+    value: dict[str, Any] = {}
+    for name, inner in pairs:
+        if name in value:
+            raise DuplicateKeyError(f"the key {name[:80]!r} stands twice in one object")
+        value[name] = inner
     return value
 
 

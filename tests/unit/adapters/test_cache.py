@@ -144,6 +144,13 @@ def test_loads_from_many_threads_and_caches_agree(store, tmp_path):
     assert not errors and set(results) == {4} and len(results) == 48
 
 
+def test_a_cache_keeps_no_lock_of_what_nobody_loads(store, tmp_path):
+    cache = AdapterCache(store, tmp_path / "cache")
+    for number in range(3):
+        cache.load(AdapterRef(f"n{number}", 1))
+    assert not cache._busy
+
+
 def test_weights_outlive_their_files(store, tmp_path):
     weights = AdapterCache(store, tmp_path / "cache").load(REF)
     before = {t: p.a.clone() for t, p in weights.pairs.items()}

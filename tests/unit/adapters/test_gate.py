@@ -1,8 +1,10 @@
 """Good adapters pass and mean what PEFT says they mean; bad ones are refused for their reason."""
 
 import copy
+import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -48,9 +50,11 @@ def test_added_to_the_base_the_weights_give_pefts_logits(kind, model, tmp_path):
 @pytest.mark.parametrize("case", BAD_CASES)
 def test_a_bad_adapter_is_refused_for_its_reason(case, model, base, limits, tmp_path):
     reason = make_bad(tmp_path / "a", case, model)
+    begin = time.perf_counter()
     with pytest.raises(AdapterRefusedError) as refusal:
         check_folder(tmp_path / "a", base, limits)
         check_values(load_lora(tmp_path / "a"))
+    assert time.perf_counter() - begin < 5
     assert refusal.value.reason == reason
     assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 700
 
@@ -82,6 +86,18 @@ def test_bad_samples_are_refused_with_their_line(case):
         parse_samples(data)
     assert refusal.value.reason == reason
     assert reason != "bad_sample" or "line 2" in str(refusal.value)
+
+
+def test_a_line_that_is_no_string_is_refused_unparsed(monkeypatch):
+    monkeypatch.setattr("ramole_core.adapters.samples.parse_strict", lambda line: "a" * len(line))
+    for case in ("many_small_values", "line_too_long"):
+        with pytest.raises(AdapterRefusedError, match=r"line 2: (not a JSON string|1200005 bytes)"):
+            parse_samples(BAD_SAMPLES[case][0])
+
+
+def test_the_longest_sample_passes_even_with_every_character_escaped():
+    text = "\N{GRINNING FACE}" * 100_000
+    assert parse_samples(json.dumps(text).encode()) == [text]
 
 
 def test_samples_survive_their_file():
@@ -117,7 +133,13 @@ def test_the_gate_names_the_number_format(kind, dtype, model, base, limits, tmp_
         ({"corda_config": {"cache_file": "/etc/passwd"}}, True),  # read by nobody
         ({"trust_remote_code": False}, True),
         ({"auto_mapping": {"parent_library": "transformers_evil"}}, False),
-        ({"target_modules": None}, True),
+        ({"target_modules": None}, False),
+        ({"ensure_weight_tying": True}, True),
+        ({"init_lora_weights": "Gaussian"}, True),
+        ({"init_lora_weights": "PiSSA"}, False),
+        ({"r": 2.0}, True),
+        ({"runtime_config": {"ephemeral_gpu_offload": False}}, True),
+        ({"runtime_config": [False]}, False),
         ({"target_modules": []}, False),
         ({"layers_pattern": "(x+)+"}, False),
         ({"layers_to_transform": ["1"]}, False),

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save
 
 from ramole_core.adapters.config import parse_config
-from ramole_core.adapters.headers import parse_header, read_header
+from ramole_core.adapters.headers import MAX_HEADER_BYTES, parse_header, read_header
 from ramole_core.adapters.samples import parse_samples
+from ramole_core.adapters.strict_json import parse_strict
 from ramole_core.errors import AdapterRefusedError
 
 JSON = st.recursive(
@@ -94,6 +95,24 @@ def test_any_config_values_are_refused_or_read(values):
         parse_config(json.dumps({"peft_type": "LORA", "r": 4} | values).encode())
     except AdapterRefusedError as e:
         assert e.reason
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "NaN", "Infinity"])
+def test_numbers_that_are_not_finite_are_no_json(number):
+    with pytest.raises(ValueError):
+        parse_strict(b"[" + number.encode() + b"]")
+    assert parse_strict(b"[1e308]") == [1e308]
+
+
+def test_a_header_over_the_limit_is_refused_unread(tmp_path):
+    for length, passes in ((MAX_HEADER_BYTES, True), (MAX_HEADER_BYTES + 1, False)):
+        header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(length)
+        (tmp_path / "f").write_bytes(struct.pack("<Q", length) + header + bytes(4))
+        if passes:
+            assert read_header(tmp_path / "f").keys() == {"a"}
+        else:
+            with pytest.raises(AdapterRefusedError, match=f"limit {4 << 20}"):
+                read_header(tmp_path / "f")
 
 
 def test_the_announced_length_is_checked_before_anything_is_read(tmp_path):

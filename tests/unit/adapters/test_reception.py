@@ -1,6 +1,7 @@
 """An upload ends in one version and one answer, whatever is cut, repeated or raced."""
 
 import json
+import os
 import threading
 
 import pytest
@@ -11,7 +12,7 @@ from ramole_core.adapters.reception import read_verdict, receive
 from ramole_core.adapters.ref import AdapterRef
 from ramole_core.adapters.registry import Registry
 from ramole_core.adapters.staging import new_upload_id, stage_upload
-from ramole_core.errors import AdapterRefusedError, InvalidInputError
+from ramole_core.errors import AdapterRefusedError, InvalidInputError, StoreUnavailableError
 from ramole_core.jobs import utc_now
 from ramole_core.store.directory import DirectoryStore
 from tests.adapters_corpus import GOOD_SAMPLES, make_good, stage_raw
@@ -45,6 +46,11 @@ def take(base, limits, tmp_path):
 
 def log_of(store):
     return [json.loads(store.get(e.key)) for e in store.entries(keys.REGISTRY_LOG)]
+
+
+def edit_upload(store, prefix, **values):
+    table = json.loads(store.get(prefix + "upload.json")) | values
+    store.put(prefix + "upload.json", json.dumps(table).encode())
 
 
 def test_an_accepted_upload_is_whole_visible_described_and_answered(store, adapter, take, base):
@@ -144,6 +150,10 @@ def test_only_the_owner_adds_a_version_and_spellings_do_not_collide(store, adapt
         (lambda s, p: s.delete(p + "samples.jsonl"), "missing_file"),
         (lambda s, p: s.put(p + "upload.json", b"[]"), "bad_upload"),
         (lambda s, p: s.put(p + "upload.json", b"{" * (2 << 20)), "bad_upload"),
+        (lambda s, p: edit_upload(s, p, owner="ann\x1b[2J"), "bad_upload"),
+        (lambda s, p: edit_upload(s, p, owner="ann\x9b2J"), "bad_upload"),
+        (lambda s, p: edit_upload(s, p, owner="ann\n"), "bad_upload"),
+        (lambda s, p: edit_upload(s, p, created_at="\u202e2026"), "bad_upload"),
         (lambda s, p: s.put(p + "adapter_config.json", b"{}"), "damaged"),
         (lambda s, p: s.put(p + "adapter_model.safetensors", bytes(2 << 20)), "too_large"),
         (lambda s, p: s.put(p + "samples.jsonl", b""), "damaged"),
@@ -154,6 +164,34 @@ def test_a_spoilt_staging_folder_is_refused_and_cleared(spoil, reason, store, ad
     stage_upload(store, adapter, ["a"], "french", "ann", "u1")
     spoil(store, keys.staging("u1"))
     assert take(store, "u1").error.reason == reason
+    assert not list(store.entries(keys.STAGING))
+
+
+@pytest.mark.parametrize("name", ["a:b", os.fsdecode(b"\xff.txt")])
+def test_a_file_with_an_odd_name_stops_neither_the_answer_nor_the_clearing(
+    name, store, adapter, take, tmp_path, caplog
+):
+    stage_upload(store, adapter, ["a"], "french", "ann", "u1")
+    folder = tmp_path / "store" / keys.staging("u1")
+    (folder / name).write_text("x")
+    assert take(store, "u1").status == "accepted"
+    assert [file.name for file in folder.iterdir()] == [name]
+    assert "1 staged files stay" in caplog.text
+
+
+def test_a_store_that_fails_while_clearing_is_tried_again(store, adapter, take):
+    stage_upload(store, adapter, ["a"], "french", "ann", "u1")
+    deletes = []
+
+    class Failing(Counting):
+        def delete(self, key):
+            deletes.append(key)
+            raise StoreUnavailableError("down")
+
+    with pytest.raises(StoreUnavailableError):
+        take(Failing(store), "u1")
+    assert len(deletes) == 1 and read_verdict(store, "u1").status == "accepted"
+    assert take(store, "u1").status == "accepted"
     assert not list(store.entries(keys.STAGING))
 
 
@@ -172,6 +210,13 @@ def test_staging_writes_upload_json_last_and_nothing_when_it_refuses(store, adap
     with pytest.raises(AdapterRefusedError):
         stage_upload(counting, adapter, ["a"], "french", "ann", "u2")
     assert store.children(keys.STAGING) == ["u1"]
+
+
+@pytest.mark.parametrize("owner", ["", "a\tb", "x" * 201])
+def test_an_owner_that_no_record_takes_is_refused_before_anything_is_written(owner, store, adapter):
+    with pytest.raises(AdapterRefusedError, match="owner .*1 to 200 characters"):
+        stage_upload(store, adapter, ["a"], "french", owner, "u1")
+    assert not list(store.entries(keys.STAGING))
 
 
 def test_upload_ids_sort_by_time():
@@ -228,6 +273,20 @@ def test_racing_uploads_of_one_name_all_become_versions(store, model, take, tmp_
     verdicts = _in_threads([lambda n=n: take(store, f"u{n}") for n in range(6)])
     assert sorted(v.version for v in verdicts) == [1, 2, 3, 4, 5, 6]
     assert sorted(e["version"] for e in log_of(store)) == [1, 2, 3, 4, 5, 6]
+
+
+def test_equal_uploads_at_once_become_one_version(store, adapter, take):
+    together = threading.Barrier(3)
+    for number in range(3):
+        stage_raw(store, adapter, SAMPLES, "french", "ann", f"u{number}")
+
+    def meet(ref, samples):
+        together.wait(30)
+
+    verdicts = _in_threads([lambda n=n: take(store, f"u{n}", meet) for n in range(3)])
+    assert sorted(v.status for v in verdicts) == ["accepted", "unchanged", "unchanged"]
+    assert len({v.version for v in verdicts}) == 1 and len(log_of(store)) == 1
+    assert not list(store.entries(keys.STAGING))
 
 
 def test_one_upload_received_by_many_workers_at_once_becomes_one_version(store, adapter, take):

@@ -123,6 +123,35 @@ def test_names_that_differ_by_case_only_are_refused(store):
     assert refusal.value.reason == "name_collision"
 
 
+def test_a_version_added_right_after_a_removal_stays(store):
+    registry = filled(store, ("a", 1))
+    create, others = store._store.create, [added("a", 2)]
+
+    def then_another_writer(key, data):
+        done = create(key, data)
+        if others:
+            Registry(store).add(others.pop())
+        return done
+
+    store._store.create = then_another_writer
+    assert registry.remove("a") == [AdapterRef("a", 1)]
+    assert registry.active() == {"a": AdapterRef("a", 2)}
+    assert registry.position == 3
+
+
+def test_equal_content_of_the_active_version_is_not_added_again(store):
+    registry = filled(store, ("a", 1))
+    equal = added("a", 2, upload_id="other").model_copy(update={"sha256": "a1"})
+    assert registry.add(equal).ref == AdapterRef("a", 1)
+    registry.remove("a")
+    assert registry.add(equal).ref == AdapterRef("a", 2)
+
+
+def test_one_upload_under_two_numbers_is_added_once(store):
+    registry = filled(store, ("a", 1), ("a", 2))
+    assert registry.add(added("a", 3, upload_id="a-1")).ref == AdapterRef("a", 1)
+
+
 def test_adding_the_same_version_twice_makes_one_entry(store):
     first = Registry(store).add(added("a", 1))
     assert Registry(store).add(added("a", 1)) == first
