@@ -256,25 +256,12 @@ class Engine:
     def _sequence(self, request: GenerationRequest, future: "Future[Generation]") -> Sequence:
         mix = request.mix()
         self.bank.check_admissible([mix.experts[i] for i in mix.active()])
-        codec = self.base.codec
-        if request.prompt is not None:
-            ids = codec.encode_prompt(request.prompt)
-        else:
-            ids = codec.encode_messages(request.messages or ())
-        by_batch = self.limit_tokens < self.base.context_tokens
-        ids = codec.fit(
-            ids,
-            self.limit_tokens,
-            request.max_new_tokens,
-            request.on_too_long,
-            "the worker's RAMOLE_MAX_BATCH_TOKENS" if by_batch else "a context",
-        )
-        self.base.check_ids(ids)
+        ids = self.base.prompt_ids(request, self.limit_tokens)
         return Sequence(
             request=request,
             prompt_ids=ids,
             max_new_tokens=min(request.max_new_tokens, self.limit_tokens - len(ids)),
-            stop_rule=StopRule(codec, self.base.eos_ids, request.stop),
+            stop_rule=StopRule(self.base.codec, self.base.eos_ids, request.stop),
             arrived_at=self._clock(),
             mix=mix,
             future=future,

@@ -7,7 +7,6 @@ Of a model's generation settings only the end-of-text tokens count; a warning na
 
 import inspect
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +15,7 @@ import torch
 from torch import nn
 
 from ramole_core.adapters.base_info import BaseInfo
+from ramole_core.engine.request import GenerationRequest
 from ramole_core.engine.tokens import TextCodec
 from ramole_core.errors import ConfigError, PromptError
 from ramole_core.mole.attach import target_shapes
@@ -71,15 +71,24 @@ class LoadedBase:
         """The Hugging Face tokenizer. Not thread-safe: other threads use `codec`."""
         return self.codec.tokenizer
 
-    def check_ids(self, ids: Sequence[int]) -> None:
-        """Raises PromptError `bad_prompt` for a token that would be read from outside the
-        embedding: on a GPU that ends the process."""
+    def prompt_ids(self, request: GenerationRequest, limit_tokens: int) -> list[int]:
+        """The request's token ids, with room below `limit_tokens` for an answer. Raises
+        PromptError: the codec's, and `bad_prompt` for a token outside of the embedding, which
+        would end the process on a GPU."""
+        if request.prompt is not None:
+            ids = self.codec.encode_prompt(request.prompt)
+        else:
+            ids = self.codec.encode_messages(request.messages or ())
+        by_batch = limit_tokens < self.context_tokens
+        limit = "the worker's RAMOLE_MAX_BATCH_TOKENS" if by_batch else "a context"
+        ids = self.codec.fit(ids, limit_tokens, request.max_new_tokens, request.on_too_long, limit)
         if max(ids) >= self.num_embeddings:
             raise PromptError(
                 "bad_prompt",
                 f"the prompt has token {max(ids)}, the base model only knows the first "
                 f"{self.num_embeddings}; leave out the text that its tokenizer added",
             )
+        return ids
 
     def base_info(self) -> BaseInfo:
         """What the store keeps of this base model."""
@@ -126,7 +135,7 @@ def describe_base(
         eos_ids=end_ids(model, tokenizer),
         targets=target_shapes(model),
         forward_names=_forward_names(model),
-        num_embeddings=int(model.get_input_embeddings().weight.shape[0]),  # type: ignore[operator]
+        num_embeddings=_num_embeddings(model),
     )
 
 
@@ -231,6 +240,11 @@ def _check_supported(model: nn.Module, source: str) -> None:
 
 def _forward_names(model: nn.Module) -> frozenset[str]:
     return frozenset(inspect.signature(model.forward).parameters)
+
+
+def _num_embeddings(model: Any) -> int:
+    weight = getattr(model.get_input_embeddings(), "weight", None)
+    return NO_LIMIT if weight is None else int(weight.shape[0])
 
 
 def _first_line(error: Exception) -> str:
