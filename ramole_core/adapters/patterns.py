@@ -101,6 +101,7 @@ class _Walk:
     def _computed(self, item: Any, start: int) -> frozenset[int]:
         op, value = item
         if op is ops.BRANCH:
+            self._budget.spend(len(value[1]))
             return frozenset().union(*(self.sequence(branch, start) for branch in value[1]))
         if op is ops.SUBPATTERN:
             return self.sequence(value[3], start)
@@ -109,6 +110,8 @@ class _Walk:
             return self._repeated(low, high, body, start)
         if op is ops.AT:
             return frozenset((start,)) if self._stands_at(value, start) else frozenset()
+        if op is ops.IN:
+            self._budget.spend(len(value) // 8)  # a member takes a fraction of a step's time
         met = start < len(self._text) and _accepts(op, value, self._text[start])
         return frozenset((start + 1,)) if met else frozenset()
 

@@ -42,6 +42,15 @@ def test_a_hostile_pattern_ends_within_the_budget(pattern):
         assert e.reason == "unsafe_pattern"
 
 
+CLASS = "".join(map(chr, range(0x4E00, 0x4E00 + 950)))
+
+
+@pytest.mark.parametrize("pattern", ["|" * 950 + "!", f"[^{CLASS}]*!"])
+def test_long_branches_and_classes_count_by_their_length(pattern):
+    with pytest.raises(AdapterRefusedError, match="too long to match"):
+        SafePattern(pattern, Budget(500)).matches("a" * 60)
+
+
 @pytest.mark.parametrize(
     "pattern",
     [
