@@ -26,6 +26,7 @@ REAPER_LOCK: Final = f"{_P}lock:reaper"
 SCAN_LOCK: Final = f"{_P}lock:scan"
 _SCRIPT_KEYS: Final = [KNOWN, DISPATCHED, RUNNING, OWNERS, FINALISING]
 CANCELLED_TTL_SECONDS: Final = 24 * 3600
+TRIES_TTL_SECONDS: Final = 24 * 3600
 RPUSH_CHUNK: Final = 1000
 
 
@@ -189,6 +190,13 @@ class Ledger:
     def try_lock(self, name: str, seconds: float) -> bool:
         """Takes a lock that runs out by itself, or is freed by `unlock`."""
         return bool(self._redis.set(name, self._worker, nx=True, px=int(seconds * 1000)))
+
+    def count_try(self, upload_id: str, step: int = 1) -> int:
+        """How often an upload was begun in the last day, this time included; -1 takes one back."""
+        key = f"{_P}upload:{upload_id}:tries"
+        tries = int(self._redis.incrby(key, step))
+        self._redis.expire(key, TRIES_TTL_SECONDS)
+        return tries
 
     def unlock(self, name: str) -> None:
         """Frees a lock that this worker took (one that ran out may be another's by now)."""

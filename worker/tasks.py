@@ -73,7 +73,13 @@ def register_adapter(services: Services, upload_id: str) -> None:
         if not services.ledger.try_lock(lock, UPLOAD_LOCK_SECONDS):
             return  # another worker is at it; should it die, the reaper sends it again
         try:
+            tries = services.ledger.count_try(upload_id)
+            if tries > services.settings.max_attempts:
+                services.uploads.give_up(upload_id)
             services.uploads.receive(upload_id)
+        except UnavailableError:
+            services.ledger.count_try(upload_id, -1)  # an outage is nobody's try
+            raise
         finally:
             services.ledger.unlock(lock)
 

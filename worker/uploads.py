@@ -9,10 +9,11 @@ from typing import Final
 from ramole_core import keys
 from ramole_core.adapters.base_info import BaseInfo
 from ramole_core.adapters.gate import Limits
-from ramole_core.adapters.reception import Verdict, receive
+from ramole_core.adapters.reception import receive
 from ramole_core.adapters.ref import AdapterRef
 from ramole_core.adapters.registry import Registry
 from ramole_core.adapters.staging import UPLOAD_FILE
+from ramole_core.adapters.verdict import Verdict, VerdictError, write_verdict
 from ramole_core.errors import AdapterRefusedError, InvalidInputError, PromptError
 from ramole_core.jobs import checked_name
 from ramole_core.retrieval.vectors import VectorShelf
@@ -67,6 +68,15 @@ class UploadDesk:
         self._registry.refresh()
         logger.info("upload %s: %s@%s", verdict.status, verdict.name, verdict.version)
         return verdict
+
+    def give_up(self, upload_id: str) -> None:
+        """Refuses an upload that ended its worker (or broke it) each time it was looked at."""
+        message = "given up: the worker did not survive looking at it (RAMOLE_MAX_ATTEMPTS)"
+        refusal = AdapterRefusedError("given_up", message)
+        error = VerdictError(code=refusal.code, reason=refusal.reason, message=message)
+        verdict = Verdict(status="refused", name=None, version=None, error=error)
+        write_verdict(self._store, upload_id, verdict)
+        logger.error("upload given up")
 
     def waiting(self, before_seconds: float) -> list[str]:
         """Complete uploads staged before that time and still there: their message is lost.

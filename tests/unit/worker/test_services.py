@@ -4,27 +4,40 @@ import json
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from celery.exceptions import Reject
 
 from ramole_core import keys, messages
 from ramole_core.adapters.base_info import BaseInfo
+from ramole_core.adapters.gate import Limits
 from ramole_core.adapters.ref import AdapterRef
 from ramole_core.adapters.registry import Registry
-from ramole_core.errors import ConfigError, NotFoundError, PromptError, RamoleError
+from ramole_core.adapters.verdict import read_verdict
+from ramole_core.errors import (
+    ConfigError,
+    NotFoundError,
+    PromptError,
+    RamoleError,
+    StoreUnavailableError,
+)
 from ramole_core.jobs import PromptRequest
 from ramole_core.retrieval.encoder import Vectors
 from ramole_core.settings import Settings
 from ramole_core.store.directory import DirectoryStore
 from tests.servers import wait_until
 from tests.unit.worker.world import WIDTH, World, fake_embed, make_world, put_job
+from worker import tasks
 from worker.announce import announce_base, announce_encoder
 from worker.encoding import EncoderService
 from worker.housekeeping import Housekeeper
 from worker.ledger import Claim, ShardRef
 from worker.requests import answer
+from worker.tasks import register_adapter
+from worker.uploads import UploadDesk
 
 
 class FakeEncoder:
@@ -277,3 +290,76 @@ def test_a_cancellation_whose_message_was_lost_is_found(world: World) -> None:
     housekeeper(world, FakeUploads(), []).reap()
     assert world.sent == [] and world.ledger.is_cancelled("j")
     assert not world.store.exists(keys.live("j")) and not world.store.exists(keys.cancelling("j"))
+
+
+def test_an_upload_that_breaks_its_worker_each_time_is_given_up(
+    tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world(tmp_path, redis_url)
+    upload_file = keys.staging("u-1") + "upload.json"
+    world.store.put(upload_file, b"{}")
+    limits = Limits(max_adapter_bytes=1 << 20, max_adapter_rank=8)
+    desk = UploadDesk(
+        world.store, Registry(world.store), base(), limits, world.runner._retriever._shelf, tmp_path
+    )
+    services = SimpleNamespace(
+        ledger=world.ledger, uploads=desk, settings=Settings.load({}, max_attempts=2)
+    )
+    monkeypatch.setattr("worker.uploads.receive", lambda *_: 1 / 0)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            register_adapter(services, "u-1")  # type: ignore[arg-type]
+    monkeypatch.undo()
+    register_adapter(services, "u-1")  # type: ignore[arg-type]
+    verdict = read_verdict(world.store, "u-1")
+    assert verdict is not None and verdict.error is not None
+    assert verdict.error.reason == "given_up"
+    assert not world.store.exists(upload_file)
+
+
+def test_an_outage_is_no_try_of_an_upload(
+    tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world(tmp_path, redis_url)
+
+    def away(_: str) -> None:
+        raise StoreUnavailableError("down")
+
+    services = SimpleNamespace(
+        ledger=world.ledger, uploads=SimpleNamespace(receive=away), settings=Settings.load({})
+    )
+    for _ in range(9):
+        with pytest.raises(StoreUnavailableError):
+            register_adapter(services, "u-1")  # type: ignore[arg-type]
+    assert world.ledger.count_try("u-1") == 1
+
+
+def test_only_complete_uploads_with_a_proper_id_wait(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path)
+    for key in ("u-1/upload.json", "u-2/adapter_config.json", "a b/upload.json"):
+        store.put(keys.STAGING + key, b"{}")
+    desk = UploadDesk(store, Registry(store), base(), None, None, tmp_path)  # type: ignore[arg-type]
+    assert desk.waiting(time.time() + 60) == ["u-1"]
+    assert desk.waiting(time.time() - 60) == []
+
+
+@pytest.mark.parametrize("error", [MemoryError(), SystemExit(3), ValueError("bug")])
+def test_no_error_of_a_task_leaves_its_thread_hanging(error: BaseException) -> None:
+    def body(services: object, job_id: str) -> None:
+        raise error
+
+    services = SimpleNamespace(draining=threading.Event())
+    task = tasks._guarded(body, services)  # type: ignore[arg-type]
+    if isinstance(error, ValueError):
+        task("j")  # logged; the lease runs out
+    else:
+        with pytest.raises(RuntimeError, match=type(error).__name__):
+            task("j")
+
+
+def test_a_draining_worker_hands_messages_back_at_once() -> None:
+    services = SimpleNamespace(draining=threading.Event())
+    services.draining.set()
+    with pytest.raises(Reject) as caught:
+        tasks._guarded(lambda *_: None, services)("j")  # type: ignore[arg-type]
+    assert caught.value.requeue
