@@ -122,11 +122,11 @@ def test_two_workers_answer_a_job_and_survive_each_others_death(served: Served) 
 
 
 def test_sigterm_hands_the_shards_back_and_another_worker_finishes_them(served: Served) -> None:
-    prompts = [record["prompt"] for record in zoo_prompts(48)] * 3
+    prompts = [record["prompt"] for record in zoo_prompts(48)] * 40  # some ten seconds
     with served.worker("w0") as first:
         client = served.client()
         wait_until(lambda: len(client.broker.live_workers()) == 1, 60, "a worker")
-        job = client.submit(prompts, shard_size=16, max_new_tokens=48, adapters=[])
+        job = client.submit(prompts, shard_size=64, max_new_tokens=48, adapters=[])
         wait_until(lambda: client.status(job.job_id).num_done > 0, 30, "the first answers")
         first.send_signal(signal.SIGTERM)
         assert first.wait(timeout=30) == 0
@@ -138,16 +138,17 @@ def test_sigterm_hands_the_shards_back_and_another_worker_finishes_them(served: 
 
 
 def test_a_wiped_redis_loses_no_job(served: Served) -> None:
-    prompts = [record["prompt"] for record in zoo_prompts(60)]
+    prompts = [record["prompt"] for record in zoo_prompts(60)] * 10
     with served.worker("w0"):
         client = served.client()
         wait_until(lambda: len(client.broker.live_workers()) == 1, 60, "a worker")
-        job = client.submit(prompts, shard_size=4, max_new_tokens=32, adapters=[])
+        job = client.submit(prompts, shard_size=16, max_new_tokens=32, adapters=[])
         wait_until(lambda: client.status(job.job_id).num_shards_done > 0, 30, "a shard")
+        assert not client.status(job.job_id).state.ended
         Redis.from_url(client.settings.redis_url).flushall()
         status = client.wait(job.job_id, timeout_seconds=90)
         assert status.state is JobState.COMPLETED
-        assert [r.index for r in client.results(job.job_id)] == list(range(60))
+        assert [r.index for r in client.results(job.job_id)] == list(range(len(prompts)))
 
 
 def test_a_wrong_password_is_one_error_that_does_not_show_it(served: Served) -> None:
