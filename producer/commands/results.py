@@ -31,6 +31,8 @@ def results(
     \b
     Example: ramole results 20260131-060000-123-9f2c4e --output answers.jsonl
     """
+    if output is not None and format == "table":
+        raise click.UsageError("--output takes JSON lines; without it the table goes to stdout")
     _check_output(output)
     lines = app.client.result_lines(job, partial)
     if format == "table" and not as_json:

@@ -30,17 +30,19 @@ ZOO_NOTICE: Final = (
 @click.option("--model", metavar="PATH", help="Base model: a folder or hub id (the built-in zoo).")
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True)
 @click.option("--detach", is_flag=True, help="Return when it is ready; it runs on.")
-@click.option("--timeout", default="3m", show_default=True, help="With --detach: to get ready.")
+@click.option("--timeout", metavar="3m", help="With --detach: time to get ready (3m).")
 @json_option
 @click.pass_obj
 def up(
-    app: App, model: str | None, workers: int, detach: bool, timeout: str, as_json: bool
+    app: App, model: str | None, workers: int, detach: bool, timeout: str | None, as_json: bool
 ) -> None:
     """Starts the embedded system, or with RAMOLE_BROKER_URL only workers, and watches over it.
 
     \b
     Example: ramole up --detach --workers 2
     """
+    if timeout is not None and not detach:
+        raise click.UsageError("--timeout has no effect without --detach")
     require_worker_package()
     chosen = _absolute(model)
     settings = Settings.load(home=app.settings.home, model=chosen)
@@ -51,7 +53,7 @@ def up(
         return
     argv = [sys.executable, "-m", "producer", "--home", str(app.settings.home), "up"]
     argv += ["--workers", str(workers), *(["--model", chosen] if chosen else [])]
-    holder = start_detached(settings, argv, duration_seconds(timeout))
+    holder = start_detached(settings, argv, duration_seconds(timeout or "3m"))
     if as_json:
         echo_json(holder)
     else:

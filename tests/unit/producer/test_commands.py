@@ -362,3 +362,11 @@ def test_progress_is_for_terminals_only(terminal: bool) -> None:
             )  # fmt: skip
     assert ("5.0 prompts/s, 10 s left" in stream.text) is terminal
     assert bool(stream.text) is terminal
+
+
+@pytest.mark.parametrize(
+    "words", [["up", "--timeout", "9s"], ["results", "j", "--format", "table", "--output", "x"]]
+)
+def test_an_option_that_would_have_no_effect_is_refused(words: list[str], ramole: Ramole) -> None:
+    code, out, err = ramole(*words)
+    assert (code, out) == (2, "") and words[-2] in err
