@@ -360,3 +360,13 @@ def test_weights_that_overflowed_are_an_error_and_not_a_null() -> None:
     result = result_of(Routed(prompt, request), future)
     assert result.text is None and result.error is not None
     assert result.error.code == "not_a_number"
+
+
+def test_a_foreign_file_among_the_outputs_ends_no_job_early(world: World) -> None:
+    world.store.put(keys.output_shard("j", "00000.part"), b"")
+    start(world, "a", "b", shard_size=1)
+    world.run_next()
+    assert not world.store.exists(keys.finished("j"))
+    world.run_next()
+    final = Finished.model_validate_json(world.store.get(keys.finished("j")))
+    assert (final.num_ok, final.num_failed) == (2, 0)
