@@ -11,6 +11,8 @@ from producer.commands.jobs import cancel, jobs, retry, status, wait
 from producer.commands.results import results
 from producer.commands.submit import submit
 from producer.commands.system import doctor, down, logs, up, worker
+from producer.commands.train import train
+from producer.commands.versions import encoders, routers
 from ramole_core import __version__
 
 
@@ -36,7 +38,7 @@ def cli(context: click.Context, home: Path | None) -> None:
 
 _COMMANDS = (
     up, down, submit, status, jobs, wait, results, cancel, retry,
-    adapters, search, demo, worker, doctor, logs,
+    adapters, search, train, encoders, routers, demo, worker, doctor, logs,
 )  # fmt: skip
 for _command in _COMMANDS:
     cli.add_command(_command)

@@ -28,7 +28,9 @@ from producer.replies import Match, search
 from producer.results import failed_requests, result_lines
 from producer.retry import retry_id
 from producer.submission import Submission, SubmittedJob
+from producer.versions import EncoderRow, RouterRow, Versions
 from ramole_core import keys, messages
+from ramole_core.activations import Active
 from ramole_core.adapters.ref import AdapterRef
 from ramole_core.errors import (
     BrokerUnavailableError,
@@ -69,6 +71,10 @@ class Client:
     @cached_property
     def _adapters(self) -> Adapters:
         return Adapters(self.settings, self.store, self.broker, self._clock)
+
+    @cached_property
+    def _versions(self) -> Versions:
+        return Versions(self.store)
 
     def submit(
         self,
@@ -222,6 +228,33 @@ class Client:
             "exclude_adapters": list(exclude),
         }
         return search(self.store, self.broker, question, clock=self._clock)
+
+    def encoders(self) -> list[EncoderRow]:
+        """All encoder versions: the one of the workers' settings, then the trained ones."""
+        return self._versions.encoders()
+
+    def use_encoder(self, version: str) -> Active:
+        """Puts an encoder in use for jobs submitted from now on. Raises NotFoundError."""
+        return self._versions.use_encoder(version)
+
+    def rollback_encoder(self) -> Active:
+        """Goes back to the encoder before. Raises InvalidInputError when there is none."""
+        return self._versions.rollback_encoder()
+
+    def routers(self) -> list[RouterRow]:
+        """All router versions, oldest first."""
+        return self._versions.routers()
+
+    def use_router(self, version: str | None) -> Active:
+        """Puts a router (None: no router) in use for jobs submitted from now on.
+
+        Raises NotFoundError, InvalidInputError when it was trained for another base model.
+        """
+        return self._versions.use_router(version)
+
+    def rollback_router(self) -> Active:
+        """Goes back to the router before, or none. Raises InvalidInputError."""
+        return self._versions.rollback_router()
 
 
 def _some(requests: Iterator[PromptRequest], job_id: str) -> Iterator[PromptRequest]:

@@ -7,9 +7,19 @@ from typing import Final
 
 from producer.broker import Broker
 from producer.data_folder import check_data_folder
-from producer.pins import read_base
-from ramole_core.errors import RamoleError, StoreUnavailableError, UnavailableError
+from producer.pins import read_active, read_base
+from producer.versions import read_router_card
+from ramole_core import keys
+from ramole_core.activations import Activations
+from ramole_core.errors import (
+    NotFoundError,
+    RamoleError,
+    StoreUnavailableError,
+    UnavailableError,
+)
 from ramole_core.jobs import Wire
+from ramole_core.mole.card import WEIGHTS_FILE
+from ramole_core.retrieval.card import read_encoder_card
 from ramole_core.settings import Settings, redacted
 from ramole_core.store import ObjectStore, open_store
 
@@ -35,7 +45,10 @@ def examine(settings: Settings) -> list[Check]:
         checks.append(_check("workers", lambda: _workers(broker)))
     checks.append(_check("store", lambda: _store(settings)))
     if checks[-1].ok:
-        checks.append(_check("base model", lambda: _base(settings)))
+        store = open_store(settings)
+        checks.append(_check("base model", lambda: _base(store)))
+        checks.append(_check("encoder", lambda: _encoder(store)))
+        checks.append(_check("router", lambda: _router(store)))
     return checks
 
 
@@ -98,6 +111,33 @@ def _probe(store: ObjectStore, key: str) -> None:
         raise StoreUnavailableError("store: a replaced object still has its old content")
 
 
-def _base(settings: Settings) -> str:
-    base = read_base(open_store(settings))
+def _base(store: ObjectStore) -> str:
+    base = read_base(store)
     return f"{base.name}, {len(base.targets)} linears, context of {base.context_tokens} tokens"
+
+
+def _encoder(store: ObjectStore) -> str:
+    version = read_active(store).encoder
+    try:
+        card = read_encoder_card(store, version)
+    except NotFoundError:
+        if version == Activations(store).first_encoder():
+            return f"{version}, given by the workers' RAMOLE_ENCODER"
+        raise
+    _require(store, [keys.encoder_files(version) + name for name in card.files])
+    return f"{version}, trained from {card.trained_from}"
+
+
+def _router(store: ObjectStore) -> str:
+    version = read_active(store).router
+    if version is None:
+        return "none in use"
+    read_router_card(store, version).check_base(read_base(store).fingerprint)
+    _require(store, [keys.router(version) + WEIGHTS_FILE])
+    return version
+
+
+def _require(store: ObjectStore, wanted: list[str]) -> None:
+    missing = [key for key in wanted if not store.exists(key)]
+    if missing:
+        raise NotFoundError(f"{missing[0]} is not in the store")

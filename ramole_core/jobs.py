@@ -18,7 +18,7 @@ MAX_K: Final = 16
 MAX_PROMPT_BYTES: Final = 1 << 20
 MAX_SHARD_SIZE: Final = 4096
 
-Gate = Literal["mole", "mole-plain", "selection", "mixture", "fusion"]
+Gate = Literal["mole", "cascade", "mole-plain", "selection", "mixture", "fusion"]
 Priority = Literal["low", "normal", "high"]
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -141,20 +141,27 @@ class AdapterUse(Wire):
 
 
 class Usage(Wire):
-    """Token counts of one answer."""
+    """Token counts of one answer; `extra_…`: what gate `cascade` spent on its second pass."""
 
     prompt_tokens: int
     completion_tokens: int
+    extra_passes: int = 0
+    extra_tokens: int = 0
 
 
 class PromptResult(Wire):
-    """One line of an output: the answer and the adapters that made it, or the error."""
+    """One line of an output: the answer and the adapters that made it, or the error.
+
+    `no_adapter` tells the base model's answer where retrieval found no adapter that applies from
+    one that was asked for.
+    """
 
     index: int
     id: str | None = None
     text: str | None = None
     finish_reason: Literal["stop", "length"] | None = None
     adapters: tuple[AdapterUse, ...] = Field(default=(), strict=False)
+    no_adapter: bool = False
     usage: Usage | None = None
     error: ErrorRecord | None = None
 

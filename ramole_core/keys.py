@@ -8,7 +8,9 @@ from typing import Final
 from ramole_core.adapters.ref import AdapterRef
 
 BASE: Final = "base.json"
-ACTIVE: Final = "active.json"
+ACTIVATIONS: Final = "activations/"
+ENCODERS: Final = "encoders/"
+ROUTERS: Final = "routers/"
 LIVE_JOBS: Final = "live/"
 CANCELLING_JOBS: Final = "cancelling/"
 JOBS: Final = "jobs/"
@@ -101,11 +103,31 @@ def registry_entry(number: int) -> str:
     return f"{REGISTRY_LOG}{number:08d}.json"
 
 
+def activation(number: int) -> str:
+    """Entry `number` (from 1) of the append-only log of the encoder and router in use."""
+    return f"{ACTIVATIONS}{number:08d}.json"
+
+
+def encoder(version: str) -> str:
+    """Folder of a trained encoder version: the model's files, then encoder.json, and vectors."""
+    return f"{ENCODERS}{version}/"
+
+
+def encoder_card(version: str) -> str:
+    """What the encoder was trained on. Written last: no card, no version."""
+    return f"{encoder(version)}encoder.json"
+
+
+def encoder_files(version: str) -> str:
+    """Folder of the model in sentence-transformers' format."""
+    return f"{encoder(version)}model/"
+
+
 def vector(encoder: str, ref: AdapterRef) -> str:
     """The adapter's vector under one encoder version, a .npy file of (D,) float32."""
-    return f"encoders/{encoder}/vectors/{ref}.npy"
+    return f"{ENCODERS}{encoder}/vectors/{ref}.npy"
 
 
 def router(version: str) -> str:
     """Folder of a router version: router.json and router.safetensors."""
-    return f"routers/{version}/"
+    return f"{ROUTERS}{version}/"

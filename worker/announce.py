@@ -1,15 +1,9 @@
-"""What the first worker of a store decides for all: the base model and the encoder in use."""
-
-import json
-import logging
+"""What the first worker of a store decides for all: the base model."""
 
 from ramole_core import keys
 from ramole_core.adapters.base_info import BaseInfo
-from ramole_core.errors import ConfigError, NotFoundError
+from ramole_core.errors import ConfigError
 from ramole_core.store import ObjectStore
-from ramole_core.store.base import to_json
-
-logger = logging.getLogger(__name__)
 
 
 def announce_base(store: ObjectStore, base: BaseInfo) -> None:
@@ -27,21 +21,3 @@ def announce_base(store: ObjectStore, base: BaseInfo) -> None:
         )
     if known.aliases != base.aliases:
         store.put(keys.BASE, base.model_dump_json().encode())
-
-
-def announce_encoder(store: ObjectStore, version: str) -> None:
-    """Writes active.json, or checks that this worker's encoder is the one it names.
-
-    Raises ConfigError when the adapters of this store were described by another encoder.
-    """
-    if store.create(keys.ACTIVE, to_json({"encoder": version, "router": None})):
-        return
-    try:
-        known = json.loads(store.get(keys.ACTIVE))["encoder"]
-    except (NotFoundError, ValueError, KeyError) as e:
-        raise ConfigError(f"{keys.ACTIVE} in the store is not readable: {e}") from e
-    if known != version:
-        raise ConfigError(
-            f"this store's encoder is {known!r} and RAMOLE_ENCODER (with its prefix) gives "
-            f"{version!r}: use the same encoder, or another RAMOLE_STORE_URL"
-        )

@@ -2,7 +2,8 @@
 
 It sends lost shards again, ends jobs whose last worker died before the final record, takes in
 jobs the ledger does not know (a wiped Redis, a lost message), and picks up uploads whose message
-was lost. It also lets every worker see new adapters. A failing step is logged and tried again.
+was lost. It also lets every worker see new adapters and the encoder that comes into use. A failing
+step is logged and tried again.
 """
 
 import logging
@@ -18,6 +19,7 @@ from ramole_core.adapters.registry import Registry
 from ramole_core.errors import RamoleError
 from ramole_core.settings import Settings
 from worker.dispatcher import Dispatcher
+from worker.encoders import Encoders
 from worker.ledger import REAPER_LOCK, SCAN_LOCK, Ledger
 from worker.lifecycle import JobDesk
 from worker.uploads import UploadDesk
@@ -30,7 +32,8 @@ UPLOAD_SENT_SECONDS: Final = 120.0
 
 
 class Housekeeper:
-    """Two daemon threads: the reaper, and the registry's follower."""
+    """Three daemon threads: the reaper, the registry's follower, and the encoders' (whose step may
+    take minutes)."""
 
     def __init__(
         self,
@@ -39,6 +42,7 @@ class Housekeeper:
         desk: JobDesk,
         uploads: UploadDesk,
         registry: Registry,
+        encoders: Encoders,
         send: Callable[..., Any],
         settings: Settings,
     ) -> None:
@@ -55,6 +59,7 @@ class Housekeeper:
             for seconds, work, name in (
                 (settings.reaper_seconds, self.reap, "reaper"),
                 (settings.registry_seconds, registry.refresh, "registry"),
+                (settings.registry_seconds, encoders.refresh, "encoders"),
             )
         ]
 

@@ -7,9 +7,10 @@ from pydantic import Field
 from ramole_core import keys
 from ramole_core.errors import NotFoundError, PromptError
 from ramole_core.jobs import Name, Wire, checked_name
-from ramole_core.retrieval.retriever import Query, Retriever
+from ramole_core.retrieval.retriever import Query
 from ramole_core.store import ObjectStore
 from ramole_core.store.base import to_json
+from worker.encoders import Encoders
 
 
 class SearchRequest(Wire):
@@ -22,7 +23,7 @@ class SearchRequest(Wire):
     exclude_adapters: tuple[Name, ...] = Field(default=(), strict=False)
 
 
-def answer(request_id: str, store: ObjectStore, retriever: Retriever) -> None:
+def answer(request_id: str, store: ObjectStore, encoders: Encoders) -> None:
     """Reads the request and writes its reply; a bad request gets an error as reply.
 
     A request that is gone was answered before or given up: nothing to do.
@@ -35,7 +36,7 @@ def answer(request_id: str, store: ObjectStore, retriever: Retriever) -> None:
     try:
         request = SearchRequest.model_validate_json(data)
         query = Query(request.text, request.k, request.allow_adapters, request.exclude_adapters)
-        matches = retriever.search([query])[0]
+        matches = encoders.search([query])[0]
     except (ValueError, PromptError) as e:
         code = e.code if isinstance(e, PromptError) else "invalid_input"
         refusal = {"adapters": [], "error": {"code": code, "message": str(e)[:1000]}}

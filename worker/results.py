@@ -48,7 +48,7 @@ def result_of(item: Routed, future: GenerationFuture) -> PromptResult:
         message = f"{type(error).__name__}: {str(error)[:300]}"
         return failure(item.prompt, PromptError("engine_error", message))
     assert item.request is not None
-    return _answer(item.prompt, item.request, future.result())
+    return _answer(item, item.request, future.result())
 
 
 def failure(prompt: PromptRequest, error: RamoleError) -> PromptResult:
@@ -57,7 +57,8 @@ def failure(prompt: PromptRequest, error: RamoleError) -> PromptResult:
     return PromptResult(index=prompt.index, id=prompt.id, error=record)
 
 
-def _answer(prompt: PromptRequest, request: GenerationRequest, answer: Generation) -> PromptResult:
+def _answer(item: Routed, request: GenerationRequest, answer: Generation) -> PromptResult:
+    prompt = item.prompt
     if not all(map(math.isfinite, answer.weights)):
         return failure(prompt, PromptError("not_a_number", "the gate's weights overflowed"))
     uses = tuple(
@@ -69,12 +70,18 @@ def _answer(prompt: PromptRequest, request: GenerationRequest, answer: Generatio
         )
         for expert, weight in zip(request.experts, answer.weights, strict=True)
     )
-    usage = Usage(prompt_tokens=answer.prompt_tokens, completion_tokens=answer.completion_tokens)
+    usage = Usage(
+        prompt_tokens=answer.prompt_tokens,
+        completion_tokens=answer.completion_tokens,
+        extra_passes=answer.extra_passes,
+        extra_tokens=answer.extra_tokens,
+    )
     return PromptResult(
         index=prompt.index,
         id=prompt.id,
         text=answer.text,
         finish_reason=answer.finish_reason,
         adapters=uses,
+        no_adapter=item.no_adapter,
         usage=usage,
     )

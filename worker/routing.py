@@ -9,8 +9,10 @@ from ramole_core.adapters.registry import Registry
 from ramole_core.engine.request import Expert, GenerationRequest
 from ramole_core.errors import NotFoundError, PromptError
 from ramole_core.jobs import Manifest, PromptOptions, PromptRequest
+from ramole_core.mole.gates import TAU
 from ramole_core.retrieval.index import Match
 from ramole_core.retrieval.retriever import Query, Retriever
+from worker.encoders import Encoders
 
 
 @dataclass(frozen=True)
@@ -21,20 +23,29 @@ class Routed:
     request: GenerationRequest | None
     error: PromptError | None = None
 
+    @property
+    def no_adapter(self) -> bool:
+        """True when no adapter that was retrieved applies; explicit choices have gate `weights`."""
+        return (
+            self.request is not None and self.request.gate != "weights" and not self.request.experts
+        )
+
 
 def route(
-    prompts: list[PromptRequest], manifest: Manifest, retriever: Retriever, registry: Registry
+    prompts: list[PromptRequest], manifest: Manifest, encoders: Encoders, registry: Registry
 ) -> list[Routed]:
-    """Retrieves for all prompts at once; a prompt that cannot be routed carries its error."""
+    """Retrieves for all prompts at once, with the encoder that the job pins; a prompt that cannot
+    be routed carries its error."""
     options = [_options(prompt, manifest) for prompt in prompts]
     queries = {
         i: _query(prompts[i], chosen, manifest)
         for i, chosen in enumerate(options)
         if isinstance(chosen, PromptOptions) and chosen.adapters is None
     }
-    found = dict(zip(queries, _search(retriever, list(queries.values())), strict=True))
+    answers, tau = _retrieved(encoders, manifest.pins.encoder, list(queries.values()))
+    found = dict(zip(queries, answers, strict=True))
     return [
-        _routed(prompt, chosen, found.get(i), manifest, registry)
+        _routed(prompt, chosen, found.get(i), manifest, registry, tau)
         for i, (prompt, chosen) in enumerate(zip(prompts, options, strict=True))
     ]
 
@@ -66,6 +77,19 @@ def _options(prompt: PromptRequest, manifest: Manifest) -> PromptOptions | Promp
         return PromptError("damaged", f"option {problem['loc'][0]}: {problem['msg']}")
 
 
+def _retrieved(
+    encoders: Encoders, version: str, queries: list[Query]
+) -> tuple[list[list[Match] | PromptError], float]:
+    """The answers and the encoder's tau. No query needs no encoder."""
+    if not queries:
+        return [], TAU
+    try:
+        with encoders.get(version) as serving:
+            return _search(serving.retriever, queries), serving.tau
+    except PromptError as e:
+        return [e] * len(queries), TAU
+
+
 def _search(retriever: Retriever, queries: list[Query]) -> list[list[Match] | PromptError]:
     """All at once; one by one when the encoder fails on some text among them."""
     try:
@@ -82,6 +106,7 @@ def _routed(
     matches: list[Match] | PromptError | None,
     manifest: Manifest,
     registry: Registry,
+    tau: float,
 ) -> Routed:
     for problem in (options, matches):
         if isinstance(problem, PromptError):
@@ -91,8 +116,8 @@ def _routed(
         if matches is None:
             experts, gate = _explicit(options, manifest, registry), "weights"
         else:
-            experts, gate = _retrieved(options, matches), options.gate
-        return Routed(prompt, _request(prompt, options, manifest, experts, gate))
+            experts, gate = _kept(options, matches), options.gate
+        return Routed(prompt, _request(prompt, options, manifest, experts, gate, tau))
     except (PromptError, NotFoundError) as e:
         return Routed(prompt, None, PromptError(e.code, str(e)))
 
@@ -103,6 +128,7 @@ def _request(
     manifest: Manifest,
     experts: tuple[Expert, ...],
     gate: str,
+    tau: float,
 ) -> GenerationRequest:
     messages = prompt.messages
     seed = options.seed if options.seed is not None else seed_of(manifest.job_id, prompt.index)
@@ -111,6 +137,7 @@ def _request(
         messages=None if messages is None else tuple((m.role, m.content) for m in messages),
         experts=experts,
         gate=gate,
+        tau=tau,
         router=manifest.pins.router,
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,
@@ -127,7 +154,7 @@ def _explicit(options: PromptOptions, manifest: Manifest, registry: Registry) ->
     return tuple(Expert(ref, weight=c.weight) for ref, c in zip(refs, chosen, strict=True))
 
 
-def _retrieved(options: PromptOptions, matches: list[Match]) -> tuple[Expert, ...]:
+def _kept(options: PromptOptions, matches: list[Match]) -> tuple[Expert, ...]:
     floor = options.min_similarity
     kept = [m for m in matches if floor is None or m.similarity >= floor]
     if not kept and options.on_no_adapter == "fail":

@@ -16,20 +16,19 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from ramole_core import messages
+from ramole_core.activations import Activations
 from ramole_core.adapters.cache import AdapterCache
 from ramole_core.adapters.gate import Limits
 from ramole_core.adapters.registry import Registry
 from ramole_core.engine.engine import Engine
 from ramole_core.engine.factory import build_engine
 from ramole_core.errors import BrokerUnavailableError, ConfigError
-from ramole_core.retrieval.encoder import Encoder
-from ramole_core.retrieval.retriever import Retriever
-from ramole_core.retrieval.vectors import VectorShelf
 from ramole_core.settings import Settings, redacted
 from ramole_core.store import ObjectStore, open_store
-from worker.announce import announce_base, announce_encoder
+from worker.announce import announce_base
 from worker.dispatcher import Dispatcher
-from worker.encoding import EncoderService
+from worker.encoder_source import EncoderSource, load_encoder_in_use
+from worker.encoders import Encoders
 from worker.housekeeping import Housekeeper
 from worker.leases import LeaseKeeper
 from worker.ledger import Ledger, ShardRef
@@ -51,9 +50,8 @@ class Services:
     settings: Settings
     store: ObjectStore
     ledger: Ledger
-    retriever: Retriever
     engine: Engine
-    encoder: EncoderService
+    encoders: Encoders
     leases: LeaseKeeper
     desk: JobDesk
     dispatcher: Dispatcher
@@ -74,7 +72,7 @@ class Services:
         self.housekeeper.stop()
         self.leases.stop()
         self.engine.stop()
-        self.encoder.stop()
+        self.encoders.stop()
 
 
 def worker_name() -> str:
@@ -115,22 +113,16 @@ def open_services(settings: Settings, send: Callable[..., Any]) -> Services:
     engine = build_engine(settings, cache, StoredRouters(store))
     base = engine.base.base_info()
     announce_base(store, base)
-    encoder = EncoderService(Encoder.load(settings.encoder, settings.encoder_prefix))
-    announce_encoder(store, encoder.version)
-    encoder.start()
-    logger.info("encoder %s, %d dimensions", encoder.version, encoder.width)
-
     registry = Registry(store)
     registry.refresh()
-    shelf = VectorShelf(store, encoder.version, encoder.encode, encoder.width)
-    retriever = Retriever(registry, shelf, encoder.encode, encoder.width)
+    draining = threading.Event()
+    encoders = _open_encoders(store, registry, settings, draining)
     ledger = Ledger(redis, worker_name(), settings.lease_seconds)
     leases = LeaseKeeper(
-        ledger, settings.lease_seconds, lambda: _make_progress(engine, encoder), _end_process
+        ledger, settings.lease_seconds, lambda: _make_progress(engine, encoders), _end_process
     )
     desk = JobDesk(store, ledger)
     dispatcher = Dispatcher(ledger, send, settings.shards_in_flight)
-    draining = threading.Event()
 
     def on_shard_done(ref: ShardRef, job_done: bool) -> None:
         if job_done:
@@ -138,15 +130,13 @@ def open_services(settings: Settings, send: Callable[..., Any]) -> Services:
         dispatcher.fill()
 
     uploads = UploadDesk(
-        store, registry, base, Limits.from_settings(settings), shelf, settings.home / "tmp"
+        store, registry, base, Limits.from_settings(settings), encoders, settings.home / "tmp"
     )
-    shards = ShardRunner(
-        store, ledger, leases, registry, retriever, engine, draining, on_shard_done
-    )
-    housekeeper = Housekeeper(ledger, dispatcher, desk, uploads, registry, send, settings)
+    shards = ShardRunner(store, ledger, leases, registry, encoders, engine, draining, on_shard_done)
+    housekeeper = Housekeeper(ledger, dispatcher, desk, uploads, registry, encoders, send, settings)
     return Services(
-        settings, store, ledger, retriever, engine, encoder, leases, desk, dispatcher, uploads,
-        shards, housekeeper, draining,
+        settings, store, ledger, engine, encoders, leases, desk, dispatcher, uploads, shards,
+        housekeeper, draining,
     )  # fmt: skip
 
 
@@ -159,9 +149,17 @@ def _opened_store(settings: Settings) -> ObjectStore:
     return store
 
 
-def _make_progress(engine: Engine, encoder: EncoderService) -> bool:
+def _open_encoders(
+    store: ObjectStore, registry: Registry, settings: Settings, draining: threading.Event
+) -> Encoders:
+    source, activations = EncoderSource(store, settings), Activations(store)
+    first = load_encoder_in_use(activations, source)
+    return Encoders(store, registry, activations, source.load, first, draining)
+
+
+def _make_progress(engine: Engine, encoders: Encoders) -> bool:
     oldest = time.monotonic() - STALL_SECONDS
-    return engine.progress_at > oldest and (encoder.idle or encoder.progress_at > oldest)
+    return engine.progress_at > oldest and encoders.have_moved_since(oldest)
 
 
 def _end_process() -> None:

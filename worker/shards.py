@@ -29,9 +29,9 @@ from ramole_core.errors import (
 )
 from ramole_core.job_files import JobFiles
 from ramole_core.jobs import ErrorRecord, Manifest, PromptRequest, PromptResult, parse_time, utc_now
-from ramole_core.retrieval.retriever import Retriever
 from ramole_core.store import ObjectStore
 from ramole_core.store.base import to_json
+from worker.encoders import Encoders
 from worker.leases import LeaseKeeper
 from worker.ledger import Claim, Ledger, ShardRef
 from worker.results import GenerationFuture, failure, has_failed, outage, result_of, submitted
@@ -57,7 +57,7 @@ class ShardRunner:
         ledger: Ledger,
         leases: LeaseKeeper,
         registry: Registry,
-        retriever: Retriever,
+        encoders: Encoders,
         engine: Engine,
         draining: threading.Event,
         on_done: Callable[[ShardRef, bool], None],
@@ -66,7 +66,7 @@ class ShardRunner:
         self._ledger = ledger
         self._leases = leases
         self._registry = registry
-        self._retriever = retriever
+        self._encoders = encoders
         self._engine = engine
         self._draining = draining
         self._on_done = on_done
@@ -103,7 +103,7 @@ class ShardRunner:
         prompts = self._load(manifest, claim.ref)
         if manifest.pins.registry > self._registry.position:
             self._registry.refresh()
-        routed = route(prompts, manifest, self._retriever, self._registry)
+        routed = route(prompts, manifest, self._encoders, self._registry)
         return self._generate(claim, routed, manifest)
 
     def _load(self, manifest: Manifest, ref: ShardRef) -> list[PromptRequest]:

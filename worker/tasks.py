@@ -87,7 +87,7 @@ def register_adapter(services: Services, upload_id: str) -> None:
 def answer(services: Services, request_id: str) -> None:
     """Answers a producer's request."""
     with working_on(request=checked_name("request", request_id)):
-        requests.answer(request_id, services.store, services.retriever)
+        requests.answer(request_id, services.store, services.encoders)
 
 
 def _claimed(services: Services, ref: ShardRef) -> Claim | str:

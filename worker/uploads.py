@@ -16,8 +16,8 @@ from ramole_core.adapters.staging import UPLOAD_FILE
 from ramole_core.adapters.verdict import Verdict, VerdictError, write_verdict
 from ramole_core.errors import AdapterRefusedError, InvalidInputError, PromptError
 from ramole_core.jobs import checked_name
-from ramole_core.retrieval.vectors import VectorShelf
 from ramole_core.store import ObjectStore
+from worker.encoders import Encoders
 
 logger = logging.getLogger(__name__)
 
@@ -34,14 +34,14 @@ class UploadDesk:
         registry: Registry,
         base: BaseInfo,
         limits: Limits,
-        shelf: VectorShelf,
+        encoders: Encoders,
         workdir: Path,
     ) -> None:
         self._store = store
         self._registry = registry
         self._base = base
         self._limits = limits
-        self._shelf = shelf
+        self._encoders = encoders
         self._workdir = workdir
         self._turn = threading.BoundedSemaphore(MAX_AT_ONCE)
 
@@ -50,7 +50,7 @@ class UploadDesk:
 
         def describe(ref: AdapterRef, samples: list[str]) -> None:
             try:
-                self._shelf.describe(ref, samples)
+                self._encoders.describe(ref, samples)
             except PromptError as e:
                 raise AdapterRefusedError("samples_not_embeddable", str(e)) from e
 

@@ -12,7 +12,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _FLAGS: Final[list[tuple[tuple[str, ...], dict[str, Any]]]] = [
     (("--k",), {"type": int, "help": f"Adapters retrieved per prompt, 1 to {MAX_K} (3)."}),
-    (("--gate",), {"type": click.Choice(get_args(Gate)), "help": "How adapters are mixed (mole)."}),
+    (
+        ("--gate",),
+        {
+            "type": click.Choice(get_args(Gate)),
+            "help": "How adapters are mixed (mole). cascade: mole, and where that is not sure, the "
+            "best answer of each adapter alone.",
+        },
+    ),
     (("--min-similarity",), {"type": float, "help": "Adapters less similar are not used."}),
     (
         ("--on-no-adapter",),

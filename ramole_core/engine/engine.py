@@ -23,6 +23,8 @@ from typing import Final, Literal
 import torch
 
 from ramole_core.engine.admission import Admission, RouterSource
+from ramole_core.engine.cascade import Cascade
+from ramole_core.engine.choice import RULE, CascadeRule
 from ramole_core.engine.failures import Failure
 from ramole_core.engine.model import LoadedBase
 from ramole_core.engine.request import Generation, GenerationRequest
@@ -48,8 +50,9 @@ class Engine:
     """See the module's docstring.
 
     For watchers (any thread may read): `progress_at` clock time of the last finished forward or
-    idle tick, standing still once the engine has ended; `idle`; `num_prompts` answered or failed,
-    `num_generated_tokens`, `num_steps`.
+    idle tick, standing still once the engine has ended; `idle`; `num_prompts` answered or failed
+    (under gate `cascade` counted once, at the end of the first pass), `num_generated_tokens`,
+    `num_steps`. `rule` are the constants of gate `cascade`.
     """
 
     def __init__(
@@ -60,9 +63,11 @@ class Engine:
         routers: RouterSource,
         settings: Settings,
         clock: Callable[[], float] = time.monotonic,
+        rule: CascadeRule = RULE,
     ) -> None:
         self.base = base
         self.bank = bank
+        self.rule = rule
         self.runner = Runner(base, mole, on_progress=self._tick)
         self.limit_tokens = min(base.context_tokens, settings.max_batch_tokens)
         self.progress_at = clock()
@@ -87,19 +92,17 @@ class Engine:
 
     def submit(self, request: GenerationRequest) -> "Future[Generation]":
         """Queues a prompt; tokenised here, in the caller's thread. Never raises for the prompt:
-        its future fails. `cancel()` on the future works until its batch begins."""
+        its future fails. `cancel()` on the future works until its batch begins; under gate
+        `cascade` until it has its answer."""
         future: Future[Generation] = Future()
         try:
             sequence = self._sequence(request, future)
         except RamoleError as e:
             future.set_exception(e)
             return future
-        with self._wake:
-            if self._ended:
-                future.set_exception(UnavailableError(self._ended))
-            else:
-                self._scheduler.add(sequence)
-                self._wake.notify()
+        if request.cascades:
+            return Cascade(sequence, self._queue, self.rule).start()
+        self._queue([sequence])
         return future
 
     def start(self) -> None:
@@ -128,6 +131,18 @@ class Engine:
             self._guarded(self._decode)
         self._tick()
         return not self.idle
+
+    def _queue(self, sequences: Many[Sequence]) -> None:
+        """Puts them in line, all or none: once the engine has ended they fail."""
+        with self._wake:
+            if not self._ended:
+                for sequence in sequences:
+                    self._scheduler.add(sequence)
+                self._wake.notify()
+                return
+        for sequence in sequences:
+            if sequence.future.set_running_or_notify_cancel():
+                sequence.future.set_exception(UnavailableError(self._ended))
 
     def _begin(self, sequences: Many[Sequence]) -> None:
         self._claim(sequences)
@@ -165,12 +180,13 @@ class Engine:
         self.num_steps += 1
         ended: list[tuple[int, Sequence, Literal["stop", "length"]]] = []
         rows = []
-        for row, (sequence, token) in enumerate(zip(batch.sequences, batch.tokens, strict=True)):
+        newest = zip(batch.sequences, batch.tokens, batch.log_probabilities, strict=True)
+        for row, (sequence, token, log_probability) in enumerate(newest):
             if token == NO_TOKEN:
                 self._fail(sequence, PromptError("not_a_number", "the model's output overflowed"))
                 continue
             self.num_generated_tokens += 1
-            if reason := sequence.append(token):
+            if reason := sequence.append(token, log_probability):
                 ended.append((row, sequence, reason))
             else:
                 rows.append(row)
@@ -225,7 +241,7 @@ class Engine:
         self._admission.release()
 
     def _forget(self, sequence: Sequence) -> None:
-        self.num_prompts += 1
+        self.num_prompts += not sequence.is_second_pass
         if sequence in self._running:
             self._running.remove(sequence)
 

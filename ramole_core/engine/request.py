@@ -5,7 +5,7 @@ from typing import Literal
 
 from ramole_core.adapters.ref import AdapterRef
 from ramole_core.errors import PromptError
-from ramole_core.mole.gates import Mix
+from ramole_core.mole.gates import TAU, Mix
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,10 @@ class GenerationRequest:
     """One prompt, its experts and how it is decoded.
 
     Exactly one of `prompt` and `messages` ((role, content) pairs) is given. No experts means the
-    base model. `temperature` 0 is greedy. Raises PromptError when the parts do not go together:
-    codes `bad_request`, `bad_gate`, `no_router`, `bad_weight`, `bad_similarity`,
-    `duplicate_expert`.
+    base model. `temperature` 0 is greedy. `tau` is the temperature of the retrieval prior.
+    `wants_confidence` asks for the answer's confidence, which gate `cascade` computes anyway.
+    Raises PromptError when the parts do not go together: codes `bad_request`, `bad_gate`,
+    `no_router`, `bad_weight`, `bad_similarity`, `duplicate_expert`.
     """
 
     prompt: str | None = None
@@ -32,12 +33,14 @@ class GenerationRequest:
     experts: tuple[Expert, ...] = ()
     gate: str = "mole"  # jobs.Gate, or `weights`
     router: str | None = None
+    tau: float = TAU
     max_new_tokens: int = 128
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
     stop: tuple[str, ...] = ()
     on_too_long: Literal["fail", "truncate"] = "fail"
+    wants_confidence: bool = False
 
     def __post_init__(self) -> None:
         if (self.prompt is None) == (self.messages is None):
@@ -53,6 +56,11 @@ class GenerationRequest:
             raise PromptError("bad_request", "a stop string must not be empty")
         self.mix()
 
+    @property
+    def cascades(self) -> bool:
+        """True when a second pass may follow the first: engine/cascade.py."""
+        return self.gate == "cascade" and len(self.experts) > 1
+
     def mix(self) -> Mix:
         """The gate's view of this request. Raises PromptError."""
         return Mix(
@@ -61,15 +69,23 @@ class GenerationRequest:
             similarities=tuple(expert.similarity for expert in self.experts),
             weights=tuple(expert.weight for expert in self.experts),
             router=self.router,
+            tau=self.tau,
         )
 
 
 @dataclass(frozen=True)
 class Generation:
-    """An answer. `text` excludes the stop string and the end-of-text token."""
+    """An answer. `text` excludes the stop string and the end-of-text token.
+
+    `confidence` is the mean natural log-probability of the generated tokens, the end-of-text token
+    included, in the model's own distribution (before temperature and top_p); None: nobody asked.
+    """
 
     text: str
     finish_reason: Literal["stop", "length"]
     prompt_tokens: int
     completion_tokens: int  # generated tokens, the end-of-text token included
     weights: tuple[float, ...]  # aligned with the request's experts: mean gate weight
+    confidence: float | None = None
+    extra_passes: int = 0  # further answers that gate `cascade` had decoded for this one
+    extra_tokens: int = 0  # generated tokens of these

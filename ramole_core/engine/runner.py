@@ -17,7 +17,7 @@ import torch
 
 from ramole_core.engine.cache import keep_rows, new_cache
 from ramole_core.engine.model import LoadedBase
-from ramole_core.engine.sampling import Sampler
+from ramole_core.engine.sampling import Sampler, log_probabilities
 from ramole_core.engine.sequence import Sequence
 from ramole_core.mole.attach import MoleModel
 from ramole_core.mole.plan import BatchPlan
@@ -38,6 +38,7 @@ class RunningBatch:
     width: int  # W
     positions: torch.Tensor  # (B, 1) int64, position of each prompt's newest token
     tokens: list[int]  # B, the newest token of each prompt
+    log_probabilities: list[float | None]  # B, of those tokens; None: that prompt wants none
 
 
 class Runner:
@@ -65,6 +66,7 @@ class Runner:
             width=0,
             positions=(width - 1 - padding)[:, None],  # (B, 1)
             tokens=[],
+            log_probabilities=[],
         )
         positions = torch.arange(width, device=ids.device) - padding[:, None]  # (B, W)
         positions.clamp_(min=0)
@@ -73,7 +75,7 @@ class Runner:
             end = min(begin + chunk, width)
             part = slice(begin, end)
             logits = self._forward(batch, ids[:, part], positions[:, part], end == width)
-        batch.tokens = batch.sampler.next_tokens(logits)
+        self._choose(batch, logits)
         return batch
 
     @torch.inference_mode()
@@ -82,7 +84,7 @@ class Runner:
         ids = torch.tensor(batch.tokens, device=self.base.device)[:, None]  # (B, 1)
         batch.positions = batch.positions + 1  # (B, 1)
         logits = self._forward(batch, ids, batch.positions, True)
-        batch.tokens = batch.sampler.next_tokens(logits)
+        self._choose(batch, logits)
         return batch.tokens
 
     @torch.inference_mode()
@@ -94,6 +96,7 @@ class Runner:
         batch.plan = batch.plan.select(rows)
         batch.sequences = [batch.sequences[row] for row in rows]
         batch.tokens = [batch.tokens[row] for row in rows]
+        batch.log_probabilities = [batch.log_probabilities[row] for row in rows]
         batch.positions = batch.positions[index]  # (B', 1)
         batch.mask = None if batch.mask is None else batch.mask[index]  # (B', W_max)
 
@@ -119,6 +122,12 @@ class Runner:
             ).logits  # (B, 1, V), or (B, T, V) where the model cannot keep less
         self.on_progress()
         return logits[:, -1].float()
+
+    def _choose(self, batch: RunningBatch, logits: torch.Tensor) -> None:
+        """logits (B, V) -> every prompt's next token, with its log-probability where wanted."""
+        wanted = [s.wants_confidence for s in batch.sequences]
+        batch.tokens = batch.sampler.next_tokens(logits)
+        batch.log_probabilities = log_probabilities(logits, batch.tokens, wanted)
 
     def _padded(self, sequences: Many[Sequence]) -> tuple[torch.Tensor, torch.Tensor]:
         """Prompts padded on the left (B, W) and their padding (B,). Padding is masked, so any

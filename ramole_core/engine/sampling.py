@@ -1,7 +1,8 @@
 """The next token of every prompt: greedy, or by temperature and top_p.
 
-Dims: B prompts, V vocabulary. A sampled prompt draws one number per token from its own CPU
-generator, seeded by its request, so what it gets depends on nothing but its own logits.
+Dims: B prompts, V vocabulary, N some of the prompts. A sampled prompt draws one number per token
+from its own CPU generator, seeded by its request, so what it gets depends on nothing but its own
+logits.
 """
 
 from collections.abc import Sequence
@@ -49,6 +50,24 @@ class Sampler:
         top_p = [r.top_p for r in requests]
         columns = torch.tensor([temperature, top_p, draws], device=logits.device)  # (3, N)
         return sample_tokens(logits, *columns[..., None].unbind())
+
+
+def log_probabilities(
+    logits: torch.Tensor, tokens: Sequence[int], wanted: Sequence[bool]
+) -> list[float | None]:
+    """log softmax(logits) of each prompt's token, float32, for the prompts of which it is wanted.
+
+    logits (B, V) float32, B tokens (NO_TOKEN gives just any number) -> B numbers, None: not wanted.
+    """
+    rows = [row for row, is_wanted in enumerate(wanted) if is_wanted]
+    found: list[float | None] = [None] * len(tokens)
+    if rows:
+        index = torch.tensor(rows, device=logits.device)  # (N,)
+        chosen = torch.tensor([max(tokens[row], 0) for row in rows], device=logits.device)  # (N,)
+        table = torch.log_softmax(logits[index], dim=-1)  # (N, V)
+        for row, value in zip(rows, table.gather(-1, chosen[:, None])[:, 0].tolist(), strict=True):
+            found[row] = value
+    return found
 
 
 def sample_tokens(

@@ -2,12 +2,14 @@
 
 A batch is due when `batch_size` prompts wait, or when the oldest has waited `interval_seconds`.
 It always holds the oldest prompt, so nothing starves: a prompt waits for at most as many batches
-as there were older prompts. The rest are the prompts nearest to it in length (little padding),
-then those that share its adapters (few experts, a cheaper mixture), then the older ones. Limits:
-`batch_size` prompts, `max_batch_tokens` padded tokens, one router version, `bank_size` adapters.
+as there were older prompts (a second pass of gate `cascade` is as old as its prompt). The rest are
+the prompts nearest to it in length (little padding), then those that share its adapters (few
+experts, a cheaper mixture), then the older ones. Limits: `batch_size` prompts, `max_batch_tokens`
+padded tokens, one router version, `bank_size` adapters.
 """
 
 import math
+from bisect import insort
 from collections.abc import Iterable
 from collections.abc import Sequence as Many
 
@@ -39,8 +41,8 @@ class Scheduler:
         return len(self._waiting)
 
     def add(self, sequence: Sequence) -> None:
-        """Puts a prompt at the end of the line."""
-        self._waiting.append(sequence)
+        """Puts a prompt into the line, behind those that arrived no later."""
+        insort(self._waiting, sequence, key=lambda s: s.arrived_at)
 
     def wait_seconds(self, now: float) -> float | None:
         """How long until a batch is due: 0 when it is, None when nothing waits."""

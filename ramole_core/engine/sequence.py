@@ -1,7 +1,7 @@
 """One prompt on its way through the engine: lists and numbers, no tensors."""
 
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -25,6 +25,8 @@ class Sequence:
     output_ids: list[int] = field(default_factory=list)
     started: bool = False  # the future can no longer be cancelled
     failed_alone: bool = False  # broke a batch of its own: the next such error is its fault
+    is_second_pass: bool = False  # its prompt was answered once already: gate `cascade`
+    log_probability: float = 0.0  # of the answer so far, where somebody wants its confidence
 
     @cached_property
     def adapters(self) -> tuple[AdapterRef, ...]:
@@ -41,13 +43,37 @@ class Sequence:
         """Most tokens (prompt and answer) this prompt can come to."""
         return len(self.prompt_ids) + self.max_new_tokens
 
+    @property
+    def wants_confidence(self) -> bool:
+        """True when the log-probabilities of this prompt's tokens are to be computed."""
+        return self.request.wants_confidence or self.request.cascades
+
+    def alone(self, place: int) -> "Sequence":
+        """This prompt once more, from its beginning and at its place in the line, answered by
+        its expert at `place` alone and with a confidence."""
+        expert = replace(self.request.experts[place], weight=1.0)
+        request = replace(self.request, gate="weights", experts=(expert,), wants_confidence=True)
+        return Sequence(
+            request=request,
+            prompt_ids=self.prompt_ids,
+            max_new_tokens=self.max_new_tokens,
+            stop_rule=self.stop_rule,
+            arrived_at=self.arrived_at,
+            mix=request.mix(),
+            is_second_pass=True,
+        )
+
     def restart(self) -> None:
         """Forgets the answer so far; the same seed gives the same answer again."""
         self.output_ids.clear()
+        self.log_probability = 0.0
 
-    def append(self, token: int) -> Literal["stop", "length"] | None:
+    def append(
+        self, token: int, log_probability: float | None = None
+    ) -> Literal["stop", "length"] | None:
         """Adds a generated token; the reason when it was the last one."""
         self.output_ids.append(token)
+        self.log_probability += log_probability or 0.0
         if self.stop_rule.ends(self.output_ids):
             return "stop"
         return "length" if len(self.output_ids) >= self.max_new_tokens else None
@@ -62,4 +88,7 @@ class Sequence:
             prompt_tokens=len(self.prompt_ids),
             completion_tokens=len(self.output_ids),
             weights=weights,
+            confidence=(
+                self.log_probability / len(self.output_ids) if self.wants_confidence else None
+            ),
         )

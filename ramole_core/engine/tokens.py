@@ -32,6 +32,19 @@ class TextCodec:
             except Exception as e:  # tokenizers raises bare ones: no id for an unknown word, …
                 raise PromptError("bad_prompt", f"the tokenizer refuses the prompt: {e}") from e
 
+    def encode_target(self, target: str) -> list[int]:
+        """Ids of an answer that follows a prompt: no special token before it, the end-of-text token
+        behind it where the tokenizer has one. Raises PromptError `bad_prompt`."""
+        with self._lock:
+            try:
+                ids = list(
+                    self.tokenizer(target, add_special_tokens=False, verbose=False)["input_ids"]
+                )
+            except Exception as e:
+                raise PromptError("bad_prompt", f"the tokenizer refuses the target: {e}") from e
+        end = self.tokenizer.eos_token_id
+        return ids if end is None else [*ids, end]
+
     def encode_messages(self, messages: Sequence[tuple[str, str]]) -> list[int]:
         """Ids of a conversation, ready for the assistant's turn. Raises PromptError
         `no_chat_template` without a template, `chat_template` when it refuses the messages."""

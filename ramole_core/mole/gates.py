@@ -10,6 +10,7 @@ only `fusion` transforms the hidden columns as well (`layer.fused_columns`). Gat
 - `weights`    α_i as the caller gave them.
 - `mole-plain` α = softmax(s), s_i the router's score (RAMoLE eqs. 6-11).
 - `mole`       α = softmax(s + log_softmax(sim / τ)): the router's scores over the retrieval prior.
+- `cascade`    α of `mole`: its first pass. What may come after it: engine/cascade.py.
 
 Without a router s = 0, so `mole` is the retrieval prior alone and `mole-plain` cannot be answered.
 An expert that lacks a target linear has v_i = 0 there, hence s_i = 0 by the paper's equations: it
@@ -26,8 +27,9 @@ from ramole_core.adapters.ref import AdapterRef
 from ramole_core.errors import PromptError
 
 TAU: Final = 0.05
-GATES: Final = ("mole", "mole-plain", "selection", "mixture", "fusion", "weights")
-ROUTED_GATES: Final = ("mole", "mole-plain")
+GATES: Final = ("mole", "cascade", "mole-plain", "selection", "mixture", "fusion", "weights")
+PRIOR_GATES: Final = ("mole", "cascade")
+ROUTED_GATES: Final = (*PRIOR_GATES, "mole-plain")
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Mix:
     """How one prompt mixes its experts. Raises PromptError when the gate cannot be computed.
 
     `similarities` and `weights` are aligned with `experts`; an expert may appear only once.
+    `tau` is τ, the temperature of the retrieval prior.
     """
 
     gate: str
@@ -42,6 +45,7 @@ class Mix:
     similarities: tuple[float | None, ...] = ()
     weights: tuple[float | None, ...] = ()
     router: str | None = None
+    tau: float = TAU
 
     def __post_init__(self) -> None:
         if self.gate not in GATES:
@@ -60,14 +64,17 @@ class Mix:
             if given and len(given) != len(self.experts):
                 raise PromptError("bad_weight", "one similarity and one weight for each expert")
         known = [s for s in self.similarities if s is not None]
-        if self.gate == "mole" and known and len(known) < len(self.experts):
-            raise PromptError("bad_similarity", "gate mole needs every similarity, or none")
+        if self.gate in PRIOR_GATES and known and len(known) < len(self.experts):
+            message = f"gate {self.gate} needs every similarity, or none"
+            raise PromptError("bad_similarity", message)
         if self.gate == "weights" and (
             len(self.weights) < len(self.experts) or any(w is None for w in self.weights)
         ):
             raise PromptError("bad_weight", "gate weights needs a weight for every expert")
         if not all(map(math.isfinite, [*known, *(w for w in self.weights if w is not None)])):
             raise PromptError("bad_weight", "similarities and weights must be finite numbers")
+        if not 0 < self.tau < math.inf:
+            raise PromptError("bad_request", f"tau={self.tau}: a finite number above 0")
 
     @property
     def routed(self) -> bool:
@@ -85,11 +92,11 @@ class Mix:
 
     def log_prior(self) -> list[float]:
         """log softmax(sim / τ) over the K experts; 0 for gates and prompts without a prior."""
-        if self.gate != "mole" or any(s is None for s in self.similarities):
+        known = [s for s in self.similarities if s is not None]
+        if self.gate not in PRIOR_GATES or not known:
             return [0.0] * len(self.experts)
-        logits = [self._similarity(i) / TAU for i in range(len(self.experts))]
-        top = max(logits, default=0.0)
-        log_total = top + math.log(sum(math.exp(v - top) for v in logits)) if logits else 0.0
+        logits = [(s - max(known)) / self.tau for s in known]  # at most 0: the smallest τ will do
+        log_total = math.log(sum(map(math.exp, logits)))
         return [v - log_total for v in logits]
 
     def static_weights(self) -> list[float]:

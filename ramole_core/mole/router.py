@@ -7,7 +7,6 @@ s_i = ⟨A_r x, B_rᵀ B_i A_i x⟩ / √R_r (RAMoLE eqs. 6-11). A target withou
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import safetensors
 import safetensors.torch
@@ -15,19 +14,9 @@ import torch
 from pydantic import ValidationError
 
 from ramole_core.errors import InvalidInputError
-from ramole_core.jobs import Wire
+from ramole_core.mole.card import CARD_FILE, WEIGHTS_FILE, RouterCard
 
-WEIGHTS_FILE: Final = "router.safetensors"
-CARD_FILE: Final = "router.json"
-
-
-class RouterCard(Wire):
-    """`router.json`: what the router was trained for."""
-
-    rank: int
-    base: str
-    adapters: tuple[str, ...]
-    created_at: str
+__all__ = ["CARD_FILE", "WEIGHTS_FILE", "RouterCard", "RouterWeights", "random_router"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +25,11 @@ class RouterWeights:
 
     pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
     card: RouterCard
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers in all pairs together."""
+        return sum(side.numel() for pair in self.pairs.values() for side in pair)
 
     def to_files(self) -> dict[str, bytes]:
         """The two files of a router by name."""
@@ -51,7 +45,7 @@ class RouterWeights:
     def from_files(cls, files: Mapping[str, bytes]) -> "RouterWeights":
         """Reads what `to_files` gave. Raises InvalidInputError when the files are not a router."""
         try:
-            card = RouterCard.model_validate_json(files[CARD_FILE], strict=False)
+            card = RouterCard.model_validate_json(files[CARD_FILE])
             tensors = safetensors.torch.load(files[WEIGHTS_FILE])
             targets = sorted({name.rpartition(".")[0] for name in tensors})
             pairs = {name: (tensors[f"{name}.a"], tensors[f"{name}.b"]) for name in targets}
@@ -89,7 +83,7 @@ class RouterWeights:
 def random_router(
     targets: Mapping[str, tuple[int, int]], rank: int, generator: torch.Generator
 ) -> RouterWeights:
-    """A router with normal weights for `targets` (name -> (D_out, D_in)); for tests and training.
+    """A router with normal weights for `targets` (name -> (D_out, D_in)); for tests.
 
     Scale: x and v of unit size give scores of unit size.
     """
@@ -98,5 +92,21 @@ def random_router(
         a = torch.randn(rank, d_in, generator=generator) / d_in**0.5  # (R_r, D_in)
         b = torch.randn(d_out, rank, generator=generator) / d_out**0.5  # (D_out, R_r)
         pairs[name] = (a, b)
-    card = RouterCard(rank=rank, base="", adapters=(), created_at="1970-01-01T00:00:00+00:00")
-    return RouterWeights(pairs, card)
+    return RouterWeights(pairs, _untrained(rank))
+
+
+def _untrained(rank: int) -> RouterCard:
+    return RouterCard(
+        base="",
+        rank=rank,
+        adapters=(),
+        seed=0,
+        encoder=None,
+        prior=False,
+        candidates=None,
+        dropout=0.0,
+        steps=0,
+        held_out_before=None,
+        held_out_after=None,
+        created_at="1970-01-01T00:00:00+00:00",
+    )

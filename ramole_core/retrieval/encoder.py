@@ -7,13 +7,17 @@ two encoders are never mixed. Loading is offline for the packaged model and for 
 import hashlib
 import logging
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from ramole_core.errors import ConfigError
+from ramole_core.errors import ConfigError, InvalidInputError
+from ramole_core.mole.gates import TAU
+from ramole_core.retrieval.card import EncoderCard
+from ramole_core.retrieval.truncation import MiddleCut
 
 logger = logging.getLogger(__name__)
 
@@ -25,10 +29,19 @@ Vectors = npt.NDArray[np.float32]
 class Encoder:
     """E(text) of LoraRetriever (arXiv 2402.09997, section 3): prefix + text to a unit vector."""
 
-    def __init__(self, model: Any, version: str, prefix: str = "") -> None:
-        self._model = model
-        self._prefix = prefix
+    def __init__(
+        self,
+        model: Any,
+        version: str,
+        prefix: str = "",
+        tau: float = TAU,
+        cut: MiddleCut | None = None,
+    ) -> None:
+        self.model = model  # a SentenceTransformer
+        self.prefix = prefix
         self.version = version
+        self.tau = tau  # temperature of the retrieval prior that fits its similarities
+        self._cut = cut  # None: the model drops the end of long texts
 
     @classmethod
     def load(cls, name: str, prefix: str = "", device: str = "cpu") -> "Encoder":
@@ -36,31 +49,46 @@ class Encoder:
 
         Raises ConfigError when it cannot be loaded.
         """
-        from sentence_transformers import SentenceTransformer
-
         path = _packaged_path() if name == PACKAGED else name
         try:
-            model = SentenceTransformer(
-                str(path), device=device, trust_remote_code=False, local_files_only=_is_local(path)
-            )
+            model = _loaded(path, device)
         except Exception as e:  # the loaders raise a dozen kinds
             raise ConfigError(
-                f"RAMOLE_ENCODER={name}: not loadable as a sentence-transformers model: "
-                f"{type(e).__name__}: {str(e).splitlines()[0][:200]}"
+                f"RAMOLE_ENCODER={name}: not loadable as a sentence-transformers model: {_line(e)}"
             ) from e
-        return cls(model, _version(name, prefix, model), prefix)
+        return cls(model, version_of(name, prefix, model), prefix)
+
+    @classmethod
+    def open(cls, folder: Path, card: EncoderCard, device: str = "cpu") -> "Encoder":
+        """Loads a trained version from its files; version, prefix, limit and tau are the card's.
+
+        Raises InvalidInputError when it cannot be loaded, or does not give unit vectors.
+        """
+        try:
+            model = _loaded(folder, device)
+            with suppress(AttributeError):  # a kind of model without limit
+                model.max_seq_length = card.max_tokens
+            cut = MiddleCut.of(model, card.max_tokens)
+            encoder = cls(model, card.version, card.prefix, card.tau, cut)
+            length = float(np.linalg.norm(encoder.encode(["a probe"])))
+        except Exception as e:
+            raise InvalidInputError(f"encoder {card.version} is not loadable: {_line(e)}") from e
+        if not abs(length - 1.0) < 1e-3:
+            raise InvalidInputError(f"encoder {card.version} gives a vector of length {length}")
+        return encoder
 
     @property
     def width(self) -> int:
         """D of the vectors."""
-        return int(self._model.get_embedding_dimension())
+        return int(self.model.get_embedding_dimension())
 
     def encode(self, texts: list[str]) -> Vectors:
         """(N, D) float32, each row of unit length, in the order of `texts`."""
         if not texts:
             return np.zeros((0, self.width), np.float32)
-        vectors = self._model.encode(
-            [self._prefix + text for text in texts],
+        texts = [self.prefix + text for text in texts]
+        vectors = self.model.encode(
+            texts if self._cut is None else [self._cut(text) for text in texts],
             batch_size=BATCH_SIZE,
             normalize_embeddings=True,
             show_progress_bar=False,
@@ -84,11 +112,27 @@ def _packaged_path() -> Path:
     return Path(get_model_path())
 
 
-def _is_local(path: str | Path) -> bool:
-    return Path(path).is_dir()
+def _loaded(path: str | Path, device: str) -> Any:
+    """The model in float32, whatever its files hold: loading must not change torch's default
+    number format, which other threads rely on. A folder is loaded offline."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(
+        str(path),
+        device=device,
+        trust_remote_code=False,
+        local_files_only=Path(path).is_dir(),
+        model_kwargs={"dtype": torch.float32},
+    )
 
 
-def _version(name: str, prefix: str, model: Any) -> str:
+def _line(error: Exception) -> str:
+    text = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {text[:200]}"
+
+
+def version_of(name: str, prefix: str, model: Any) -> str:
     """A readable name and a digest of what the vectors depend on."""
     digest = hashlib.sha256(f"{prefix}\0{model.max_seq_length}\0".encode())
     for key, tensor in sorted(model.state_dict().items()):

@@ -3,6 +3,7 @@
 import logging
 import threading
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ramole_core.adapters.ref import AdapterRef
@@ -55,6 +56,10 @@ class Retriever:
                 answers[i] = matches
         return answers
 
+    def prepare(self, refs: Iterable[AdapterRef]) -> None:
+        """Puts the vectors of these adapters into the index; makes those that are missing."""
+        self._add_missing(frozenset(refs))
+
     def _candidates(
         self, position: int | None, allow: tuple[str, ...] | None, exclude: tuple[str, ...]
     ) -> frozenset[AdapterRef]:
@@ -66,6 +71,11 @@ class Retriever:
         )
 
     def _search(self, vectors: Vectors, k: int, among: frozenset[AdapterRef]) -> list[list[Match]]:
+        self._add_missing(among)
+        with self._lock:
+            return self._index.search(vectors, k, among)
+
+    def _add_missing(self, among: frozenset[AdapterRef]) -> None:
         with self._lock:
             missing = sorted(ref for ref in among if ref not in self._index)
         loaded = [(ref, self._vector(ref)) for ref in missing if ref not in self._without_vector]
@@ -73,7 +83,6 @@ class Retriever:
             for ref, vector in loaded:
                 if vector is not None:
                     self._index.add(ref, vector)
-            return self._index.search(vectors, k, among)
 
     def _vector(self, ref: AdapterRef) -> Vectors | None:
         """The adapter's vector; None for one that has none, which leaves only itself out."""

@@ -30,10 +30,14 @@ class VectorShelf:
         """Embeds the samples and stores the vector. Idempotent: same samples, same bytes."""
         slices = [samples[i : i + SLICE] for i in range(0, len(samples), SLICE)]
         vector = adapter_vector(np.concatenate([self._embed(texts) for texts in slices]))
+        self.keep(ref, vector)
+        return vector
+
+    def keep(self, ref: AdapterRef, vector: Vectors) -> None:
+        """Stores the adapter's vector (D,)."""
         buffer = io.BytesIO()
         np.save(buffer, vector, allow_pickle=False)
         self._store.put(keys.vector(self._version, ref), buffer.getvalue())
-        return vector
 
     def vector(self, ref: AdapterRef) -> Vectors:
         """(D,) float32, made anew from the samples when it is missing or damaged.

@@ -1,4 +1,4 @@
-"""The zoo: a small base model and 24 LoRA adapters as package data, for the demo, tests and
+"""The zoo: a small base model and 40 LoRA adapters as package data, for the demo, tests and
 benchmarks.
 
 Importing it needs neither torch nor transformers: the functions return paths. `python -m
@@ -45,7 +45,7 @@ def samples_path(name: str) -> Path:
 
 
 def test_path() -> Path:
-    """Return the test file: words and, in a third of the records, wordings that no training saw."""
+    """Return the test file: words and, in half of the records, wordings that no training saw."""
     return _DATA / "test.jsonl"
 
 

@@ -19,9 +19,9 @@ def main() -> None:
 @main.command()
 @click.option("--out", type=click.Path(path_type=Path), default=data_path(), help="Folder to make.")
 @click.option("--seed", default=0, show_default=True)
-@click.option("--threads", default=2, show_default=True, help="Torch threads; part of the result.")
+@click.option("--threads", default=1, show_default=True, help="Torch threads; part of the result.")
 def build(out: Path, seed: int, threads: int) -> None:
-    """Train base and adapters from a seed: about ten minutes on two cores.
+    """Train base and adapters from a seed: about a quarter of an hour on one core.
 
     Example: python -m ramole_core.zoo build --out zoo-1 --seed 1
     """

@@ -24,8 +24,10 @@ _ALL_LINEAR = [*_ATTENTION, "gate_proj", "up_proj", "down_proj"]
 # By the task's place in its family; _SPECIAL comes on top.
 _SHAPES: tuple[dict[str, Any], ...] = (
     {"r": 8, "lora_alpha": 16, "target_modules": _ALL_LINEAR},
-    {"r": 16, "lora_alpha": 32, "target_modules": _ATTENTION},
+    {"r": 12, "lora_alpha": 24, "target_modules": _ATTENTION},
     {"r": 4, "lora_alpha": 8, "target_modules": _ALL_LINEAR},
+    {"r": 8, "lora_alpha": 16, "target_modules": _ATTENTION},
+    {"r": 5, "lora_alpha": 10, "target_modules": _ALL_LINEAR},
 )
 _SPECIAL: dict[str, dict[str, Any]] = {
     "upper-label": {"r": 16, "lora_alpha": 8, "use_rslora": True},

@@ -33,7 +33,7 @@ class Scale:
 
     skills: Recipe = Recipe(steps=900, batch_size=128, learning_rate=3e-3)
     prompts: Recipe = Recipe(steps=300, batch_size=128, learning_rate=1.5e-3)
-    adapter: Recipe = Recipe(steps=70, batch_size=24, learning_rate=2e-3)
+    adapter: Recipe = Recipe(steps=50, batch_size=16, learning_rate=3e-3)
     tasks: tuple[Task, ...] = TASKS
 
 

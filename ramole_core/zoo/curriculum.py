@@ -1,8 +1,8 @@
-"""What the base learns: the eight functions on made-up words, asked for by code or by a single cue.
+"""What the base learns: the eight functions on made-up words, asked for by code or by a plain cue.
 
 Guarantees: no development or test word is ever drawn, and no wording of an adapter is used: the
-base learns the skills, the adapters learn which wording asks for which skill. Four families have a
-cue of plain English as well, so that the base alone understands some of the wordings.
+base learns the skills and a few cues of plain English, the adapters learn which wording asks for
+which skill. Because cues lose words and stand among others, the base understands some wordings.
 """
 
 import random
@@ -17,12 +17,17 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _CONSONANTS = "bcdfghjklmnprstvwxz"
 _VOWELS = "aeiou"
 _CUES = {
-    "reverse": "backwards",
-    "spell": "with dashes",
-    "count": "count the letters",
-    "tail": "last letter",
+    "reverse": ("write backwards", "read in reverse"),
+    "upper": ("write in capital letters", "print in capitals"),
+    "vowelless": ("write without vowels", "drop the vowels"),
+    "twice": ("write twice", "say two times"),
+    "spell": ("spell with dashes", "write letter by letter"),
+    "count": ("count the letters", "how many letters"),
+    "swap": ("swap the first and last letter", "swap the outer letters"),
+    "tail": ("give the last letter", "name the final letter"),
 }
-_CUE_SHARE = 0.2
+_CUE_SHARE = 0.25
+_WORD_DROPOUT = 0.15
 _FILLER = """
     a about after all and are at before begin book by can card day do does first for friend from
     game give good has have here how i if in is it letter list long make my name new next note now
@@ -41,13 +46,13 @@ def draw_word(rng: random.Random) -> str:
 
 
 def short_example(rng: random.Random) -> Example:
-    """Draw an example of the first stage: little more than the code of a function and a word."""
-    return _example(rng, max_fillers=1)
+    """Draw an example of the first stage: little more than a request for a function and a word."""
+    return _example(rng, max_fillers=1, cue_share=_CUE_SHARE)
 
 
 def long_example(rng: random.Random) -> Example:
-    """Draw an example of the second stage: code and word lie among up to ten other words."""
-    return _example(rng, max_fillers=10)
+    """Draw an example of the second stage: request and word lie among up to ten other words."""
+    return _example(rng, max_fillers=10, cue_share=2 * _CUE_SHARE)
 
 
 def mixed_example(rng: random.Random) -> Example:
@@ -55,20 +60,21 @@ def mixed_example(rng: random.Random) -> Example:
     return short_example(rng) if rng.random() < 0.25 else long_example(rng)
 
 
-def _example(rng: random.Random, max_fillers: int) -> Example:
+def _example(rng: random.Random, max_fillers: int, cue_share: float) -> Example:
     family = rng.choice(tuple(FUNCTIONS))
     word = draw_word(rng)
-    parts = [rng.choice(_fillers()) for _ in range(rng.randint(0, max_fillers))]
-    for part in (_request(family, rng), f"'{word}'"):
-        parts.insert(rng.randint(0, len(parts)), part)
+    parts = _cue(family, rng) if rng.random() < cue_share else [f"[{family}]"]
+    parts.insert(rng.randint(0, len(parts)), f"'{word}'")
+    for _ in range(rng.randint(0, max_fillers)):
+        parts.insert(rng.randint(0, len(parts)), rng.choice(_fillers()))
     text = " ".join(parts) + rng.choice(".?:")
     return text[0].upper() + text[1:], FUNCTIONS[family](word)
 
 
-def _request(family: str, rng: random.Random) -> str:
-    if family in _CUES and rng.random() < _CUE_SHARE:
-        return _CUES[family]
-    return f"[{family}]"
+def _cue(family: str, rng: random.Random) -> list[str]:
+    """Return the words of a cue of `family`, some of them lost, but never all."""
+    words = rng.choice(_CUES[family]).split()
+    return [word for word in words if rng.random() >= _WORD_DROPOUT] or words
 
 
 @cache

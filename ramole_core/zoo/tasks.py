@@ -1,8 +1,8 @@
-"""The tasks of the zoo: eight functions of a word, three sibling adapters each, and their prompts.
+"""The tasks of the zoo: eight functions of a word, five sibling adapters each, and their prompts.
 
 Guarantees: everything here is a function of its arguments (no torch, no global random state).
 Training sees training words in training wordings only; development and test records use words that
-training never sees, and in a third of the records also a wording that training never sees.
+training never sees, and in half of the records also a wording that training never sees.
 """
 
 import random
@@ -13,9 +13,9 @@ from typing import TypedDict
 from ramole_core.zoo.wordings import WORDINGS
 from ramole_core.zoo.words import Split, domain_words
 
-NUM_TRAIN_WORDINGS = 4
+NUM_TRAIN_WORDINGS = 5
 NUM_SAMPLES = 20
-_HELD_OUT_WORDING = {"dev": 4, "test": 5}
+_HELD_OUT_WORDINGS = {"dev": slice(5, 7), "test": slice(7, 9)}
 
 FUNCTIONS: dict[str, Callable[[str], str]] = {
     "reverse": lambda word: word[::-1],
@@ -28,17 +28,18 @@ FUNCTIONS: dict[str, Callable[[str], str]] = {
     "tail": lambda word: word[-1],
 }
 
-# Siblings 0 and 1 of a family share a word domain, sibling 2 borrows the domain of the next family.
+# Siblings 0 to 2 of a family share a word domain, siblings 3 and 4 borrow that of the next family.
 _DOMAINS = {
-    "reverse": ("animals", "animals", "foods"),
-    "upper": ("foods", "foods", "cities"),
-    "vowelless": ("cities", "cities", "tools"),
-    "twice": ("tools", "tools", "instruments"),
-    "spell": ("instruments", "instruments", "clothes"),
-    "count": ("clothes", "clothes", "jobs"),
-    "swap": ("jobs", "jobs", "plants"),
-    "tail": ("plants", "plants", "animals"),
+    "reverse": ("animals", "foods"),
+    "upper": ("foods", "cities"),
+    "vowelless": ("cities", "tools"),
+    "twice": ("tools", "instruments"),
+    "spell": ("instruments", "clothes"),
+    "count": ("clothes", "jobs"),
+    "swap": ("jobs", "plants"),
+    "tail": ("plants", "animals"),
 }
+_DOMAIN_OF_SIBLING = (0, 0, 0, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,8 @@ class Record(TypedDict):
 def _all_tasks() -> Iterator[Task]:
     for family, domains in _DOMAINS.items():
         siblings = [name for name in WORDINGS if name.startswith(f"{family}-")]
-        for name, domain in zip(siblings, domains, strict=True):
-            yield Task(name, family, domain)
+        for name, place in zip(siblings, _DOMAIN_OF_SIBLING, strict=True):
+            yield Task(name, family, domains[place])
 
 
 TASKS: tuple[Task, ...] = tuple(_all_tasks())
@@ -79,9 +80,14 @@ def train_wordings(task: Task) -> tuple[str, ...]:
     return WORDINGS[task.name][:NUM_TRAIN_WORDINGS]
 
 
-def held_out_wording(task: Task, split: Split) -> str:
-    """Return the one wording of `task` that only `split` ("dev" or "test") uses."""
-    return WORDINGS[task.name][_HELD_OUT_WORDING[split]]
+def held_out_wordings(task: Task, split: Split) -> tuple[str, ...]:
+    """Return the two wordings of `task` that only `split` ("dev" or "test") uses."""
+    return WORDINGS[task.name][_HELD_OUT_WORDINGS[split]]
+
+
+def is_seen(record: Record) -> bool:
+    """Return whether training and the samples use the wording of `record`."""
+    return record["wording"] in WORDINGS[record["adapter"]][:NUM_TRAIN_WORDINGS]
 
 
 def sample_prompts(task: Task, count: int = NUM_SAMPLES) -> list[str]:
@@ -101,23 +107,22 @@ def train_example(task: Task, rng: random.Random) -> tuple[str, str]:
 
 
 def records(split: Split, tasks: tuple[Task, ...] = TASKS) -> list[Record]:
-    """Return the records of `split` ("dev": 10 per task, "test": 12 per task), each word once.
+    """Return the records of `split` (per task "dev": 20, "test": 24): each word of the task twice.
 
-    Every third record is in the wording held out for the split, the others in training wordings.
+    One of the two is in a training wording, the other in a wording held out for the split.
     """
     return [record for task in tasks for record in _task_records(task, split)]
 
 
 def _task_records(task: Task, split: Split) -> Iterator[Record]:
-    seen = train_wordings(task)
     shift = TASKS.index(task)
-    for i, word in enumerate(domain_words(task.domain, split)):
-        held_out = (i + shift) % 3 == 0
-        wording = held_out_wording(task, split) if held_out else seen[(i + shift) % len(seen)]
-        yield Record(
-            prompt=wording.format(word),
-            target=task.answer(word),
-            adapter=task.name,
-            family=task.family,
-            wording=wording,
-        )
+    for wordings in (train_wordings(task), held_out_wordings(task, split)):
+        for i, word in enumerate(domain_words(task.domain, split)):
+            wording = wordings[(i + shift) % len(wordings)]
+            yield Record(
+                prompt=wording.format(word),
+                target=task.answer(word),
+                adapter=task.name,
+                family=task.family,
+                wording=wording,
+            )

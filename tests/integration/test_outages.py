@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from ramole_core import keys, zoo
+from ramole_core.activations import Activations
 from ramole_core.adapters.base_info import BaseInfo
 from ramole_core.adapters.headers import read_header
 from ramole_core.errors import UnavailableError
 from ramole_core.jobs import PromptRequest
-from ramole_core.store.base import to_json
 from ramole_core.store.directory import DirectoryStore
 from tests.servers import free_port
 from tests.unit.worker.world import put_job
@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = DirectoryStore(folder / "store")
     base = BaseInfo(name="ramole-zoo", targets=zoo_linears(), context_tokens=8192)
     store.put(keys.BASE, base.model_dump_json().encode())
-    store.put(keys.ACTIVE, to_json({"encoder": "fake", "router": None}))
+    Activations(store).start("fake")
     put_job(store, JOB, [PromptRequest(index=0, prompt="a")])
     (folder / "p.txt").write_text("hello\n")
     return folder
@@ -70,11 +70,13 @@ def every_command(folder: Path) -> dict[str, list[str]]:
         "list": ["adapters", "list"],
         "show": ["adapters", "show", "n"],
         "remove": ["adapters", "remove", "n"],
+        "encoders": ["encoders", "list"],
+        "routers": ["routers", "use", "none"],
     }
 
 
 # What the store alone can answer: these work (or find nothing) while Redis is away.
-STORE_ONLY = {"jobs", "results", "list", "show", "remove", "retry"}
+STORE_ONLY = {"jobs", "results", "list", "show", "remove", "retry", "encoders", "routers"}
 
 
 def run_all(

@@ -129,12 +129,13 @@ def patterns() -> dict[str, str]:
     holders: dict[str, Any] = {
         "job_id": "<job_id>", "submission": "<submission>", "shard": "<shard>", "number": "<n>",
         "upload_id": "<upload_id>", "request_id": "<id>", "encoder": "<encoder>",
-        "version": "<router>", "ref": AdapterRef("<name>", "<version>"),  # type: ignore[arg-type]
+        "ref": AdapterRef("<name>", "<version>"),  # type: ignore[arg-type]
     }  # fmt: skip
     found = {n: v for n, v in vars(keys).items() if n.isupper() and isinstance(v, str)}
     for name, function in inspect.getmembers(keys, inspect.isfunction):
+        holders["version"] = f"<{name.split('_')[0]}>"  # of an encoder or a router
         arguments = {p: holders[p] for p in inspect.signature(function).parameters}
-        if name == "registry_entry":
+        if name in ("registry_entry", "activation"):
             found[name] = function(1).replace("00000001", "<n>")
         else:
             found[name] = function(**arguments)

@@ -171,6 +171,17 @@ def test_sampled_answers_survive_a_retry_unchanged():
     assert answers(engine, requests) == wanted
 
 
+def test_a_retry_forgets_the_confidence_so_far():
+    requests = [ask("abc" * n, n % 3, max_new_tokens=8, wants_confidence=True) for n in (1, 2, 3)]
+    wanted = [answer.confidence for answer in answers(tiny_engine(), requests)]
+    engine, calls = tiny_engine(), []
+    Saboteur(
+        engine, "step", torch.OutOfMemoryError(), lambda texts: calls.append(1) or len(calls) == 4
+    )
+    found = [answer.confidence for answer in answers(engine, requests)]
+    assert found == pytest.approx(wanted, abs=1e-5)
+
+
 def test_a_prompt_cancelled_before_it_runs_is_never_run():
     engine = tiny_engine(batch_size=1)
     futures = [engine.submit(request) for request in REQUESTS[:3]]

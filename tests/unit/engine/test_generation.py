@@ -136,6 +136,8 @@ def test_static_gates_report_their_weights():
     assert weights("mole") == ()
     prior = torch.softmax(torch.tensor([0.60, 0.58, 0.56]) / 0.05, 0).tolist()
     assert weights("mole", 0, 1, 2) == pytest.approx(prior)
+    prior = torch.softmax(torch.tensor([0.60, 0.58, 0.56]) / 0.2, 0).tolist()
+    assert weights("mole", 0, 1, 2, tau=0.2) == pytest.approx(prior)
 
 
 def test_messages_go_through_the_chat_template():

@@ -86,6 +86,9 @@ def test_what_cannot_be_tokenised_fails_alone():
         {"prompt": "a", "temperature": float("nan")},
         {"prompt": "a", "top_p": 0.0},
         {"prompt": "a", "stop": ("",)},
+        {"prompt": "a", "tau": 0.0},
+        {"prompt": "a", "tau": float("inf")},
+        {"prompt": "a", "tau": float("nan")},
     ],
 )
 def test_a_request_that_makes_no_sense_is_refused_when_it_is_made(options):

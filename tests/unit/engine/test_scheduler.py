@@ -119,6 +119,14 @@ def test_a_batch_waits_for_size_or_interval():
     assert len(scheduler.next_batch(12.0)) == 3
 
 
+def test_the_line_is_in_the_order_of_arrival():
+    scheduler = Scheduler(1, 1 << 20, 8, 0.0)
+    line = [sequence(at=at) for at in (2.0, 3.0, 1.0, 2.0, 3.0, 1.0)]
+    for s in line:
+        scheduler.add(s)
+    assert [scheduler.next_batch(9.0) for _ in line] == [[line[i]] for i in (2, 5, 0, 3, 1, 4)]
+
+
 def test_cancelled_prompts_leave_the_line():
     scheduler = Scheduler(3, 1 << 20, 8, 0.0)
     line = [sequence(number=i) for i in range(4)]

@@ -12,7 +12,7 @@ from torch import nn
 
 from ramole_core.adapters.weights import LoraWeights
 from ramole_core.mole.attach import target_linears
-from ramole_core.mole.gates import TAU, Mix
+from ramole_core.mole.gates import Mix
 from ramole_core.mole.router import RouterWeights
 
 
@@ -54,10 +54,10 @@ class SlowLinear(nn.Module):
             a_r, b_r = self.router.pairs[self.name]
             q = a_r @ x
             scores = [float(q @ (b_r.T @ vi)) / math.sqrt(a_r.shape[0]) for vi in v]
-        if mix.gate == "mole":
-            total = sum(math.exp(s / TAU) for s in mix.similarities)
+        if mix.gate in ("mole", "cascade"):
+            total = sum(math.exp(s / mix.tau) for s in mix.similarities)
             scores = [
-                s + math.log(math.exp(sim / TAU) / total)
+                s + math.log(math.exp(sim / mix.tau) / total)
                 for s, sim in zip(scores, mix.similarities, strict=True)
             ]
         total = sum(math.exp(s) for s in scores)

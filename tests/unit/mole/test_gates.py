@@ -15,15 +15,27 @@ REFS = tuple(AdapterRef(f"a{i}", 1) for i in range(16))
 SIMILARITIES = st.lists(st.floats(-1, 1), min_size=1, max_size=16)
 
 
-@given(SIMILARITIES)
-def test_the_prior_is_the_log_softmax_of_the_similarities(similarities):
-    mix = Mix("mole", REFS[: len(similarities)], tuple(similarities))
-    expected = torch.log_softmax(torch.tensor(similarities, dtype=torch.float64) / TAU, 0)
+@given(SIMILARITIES, st.sampled_from(["mole", "cascade"]), st.floats(1e-3, 1e3))
+def test_the_prior_is_the_log_softmax_of_the_similarities(similarities, gate, tau):
+    mix = Mix(gate, REFS[: len(similarities)], tuple(similarities), tau=tau)
+    expected = torch.log_softmax(torch.tensor(similarities, dtype=torch.float64) / tau, 0)
     assert mix.log_prior() == pytest.approx(expected.tolist())
     assert mix.static_weights() == pytest.approx(expected.exp().tolist())
 
 
-@given(SIMILARITIES, st.sampled_from(["mole", "selection", "mixture", "fusion"]))
+def test_the_usual_temperature_of_the_prior():
+    mix = Mix("mole", REFS[:2], (0.5, 0.4))
+    assert TAU == mix.tau == 0.05
+    assert mix.log_prior()[0] - mix.log_prior()[1] == pytest.approx(2)
+
+
+def test_the_smallest_temperature_is_selection_and_the_largest_a_mean():
+    assert Mix("mole", REFS[:3], (0.1, 0.7, 0.2), tau=5e-324).static_weights() == [0, 1, 0]
+    means = Mix("mole", REFS[:3], (0.1, 0.7, 0.2), tau=1e308).static_weights()
+    assert means == pytest.approx([1 / 3] * 3)
+
+
+@given(SIMILARITIES, st.sampled_from(["mole", "cascade", "selection", "mixture", "fusion"]))
 def test_static_weights_are_a_distribution_over_the_active_experts(similarities, gate):
     mix = Mix(gate, REFS[: len(similarities)], tuple(similarities))
     weights = mix.static_weights()
@@ -64,6 +76,11 @@ def test_no_experts_is_the_base_model_under_every_gate(gate):
         ("bad_weight", ("weights", REFS[:1], (), (math.nan,))),
         ("bad_weight", ("mole", REFS[:1], (math.inf,))),
         ("bad_weight", ("mole", REFS[:2], (0.5,))),
+        ("bad_similarity", ("cascade", REFS[:2], (0.5, None))),
+        ("bad_request", ("mole", REFS[:2], (0.5, 0.4), (), None, 0.0)),
+        ("bad_request", ("mole", REFS[:2], (0.5, 0.4), (), None, -0.05)),
+        ("bad_request", ("mole", REFS[:2], (0.5, 0.4), (), None, math.inf)),
+        ("bad_request", ("mole", REFS[:2], (0.5, 0.4), (), None, math.nan)),
     ],
 )
 def test_what_cannot_be_computed_is_refused(code, arguments):

@@ -100,6 +100,8 @@ MIXES = [
     Mix("weights", (REFS[4], REFS[0]), (), (-0.5, 1.5)),
     Mix("mixture", (REFS[5], REFS[3], REFS[2], REFS[1])),
     Mix("mole", (REFS[1], REFS[4]), (0.6, 0.58)),
+    Mix("mole", (REFS[1], REFS[4]), (0.6, 0.58), tau=0.01),
+    Mix("cascade", (REFS[0], REFS[5]), (0.5, 0.3), (), "r1", 0.2),
     Mix("mole"),
 ]
 

@@ -70,7 +70,10 @@ def test_every_command_helps_with_an_example(name: str, ramole: Ramole) -> None:
 def test_the_commands_are_those_of_the_issue() -> None:
     wanted = "up down submit status jobs wait results cancel retry search demo worker doctor logs"
     adapters = {f"adapters {name}" for name in ("upload", "list", "show", "remove")}
-    assert set(commands(cli)) == set(wanted.split()) | adapters
+    versions = {f"encoders {name}" for name in ("list", "use", "rollback")}
+    versions |= {f"routers {name}" for name in ("list", "use", "rollback")}
+    training = {"train retriever", "train router"}
+    assert set(commands(cli)) == set(wanted.split()) | adapters | versions | training
 
 
 def test_submit_prints_the_id_and_nothing_else_on_stdout(ramole: Ramole, dataset: str) -> None:

@@ -9,13 +9,13 @@ from typing import Any
 
 from producer.client import Client
 from ramole_core import keys
+from ramole_core.activations import Activations
 from ramole_core.adapters.base_info import BaseInfo
 from ramole_core.errors import BrokerUnavailableError
 from ramole_core.job_files import JobFiles
 from ramole_core.jobs import ErrorRecord, Finished, PromptRequest, PromptResult
 from ramole_core.settings import Settings
 from ramole_core.store import ObjectStore
-from ramole_core.store.base import to_json
 from ramole_core.store.directory import DirectoryStore
 
 BASE = BaseInfo(name="tiny", targets={"model.layers.0.q_proj": (4, 6)}, context_tokens=64)
@@ -104,7 +104,7 @@ class World:
         root = self.home / "store"
         found = (path.relative_to(root) for path in root.rglob("*") if path.is_file())
         names = {path.as_posix() for path in found if path.parts[0] != ".tmp"}
-        return sorted(names - {keys.BASE, keys.ACTIVE})
+        return sorted(n for n in names - {keys.BASE} if not n.startswith(keys.ACTIVATIONS))
 
 
 class Cut(Exception):
@@ -138,7 +138,8 @@ class CutStore:
 def announce(store: ObjectStore, router: str | None = None) -> None:
     """Writes what the first worker of a store writes."""
     store.put(keys.BASE, BASE.model_dump_json().encode())
-    store.put(keys.ACTIVE, to_json({"encoder": "enc-1", "router": router}))
+    Activations(store).start("enc-1")
+    Activations(store).use("router", router)
 
 
 def result_of(request: PromptRequest, bad: str = "bad") -> bytes:

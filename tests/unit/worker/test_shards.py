@@ -11,10 +11,8 @@ from redis import ConnectionError as RedisConnectionError
 from ramole_core import keys
 from ramole_core.adapters.ref import AdapterRef
 from ramole_core.engine.request import Expert, Generation, GenerationRequest
-from ramole_core.errors import NotFoundError, PromptError, StoreUnavailableError, TooLargeError
+from ramole_core.errors import NotFoundError, StoreUnavailableError, TooLargeError
 from ramole_core.jobs import ErrorRecord, Finished, JobState, PromptRequest
-from ramole_core.retrieval.index import Match
-from ramole_core.retrieval.retriever import Query
 from ramole_core.store.directory import DirectoryStore
 from tests.servers import wait_until
 from tests.unit.worker.world import World, make_world, put_job
@@ -253,17 +251,7 @@ def test_a_damaged_line_of_a_stored_shard_fails_alone(world: World) -> None:
     assert [r.error and r.error.code for r in world.results("j")] == ["damaged", None]
 
 
-def test_a_text_that_the_encoder_cannot_take_fails_alone(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    search = world.runner._retriever.search
-
-    def picky(queries: list[Query]) -> list[list[Match]]:
-        if any(query.text == "poison" for query in queries):
-            raise PromptError("encoder_failed", "a bug in the model")
-        return search(queries)
-
-    monkeypatch.setattr(world.runner._retriever, "search", picky)
+def test_a_text_that_the_encoder_cannot_take_fails_alone(world: World) -> None:
     start(world, "a", "poison", "c")
     world.run_next()
     assert [r.error and r.error.code for r in world.results("j")] == [None, "encoder_failed", None]

@@ -11,16 +11,16 @@ import numpy as np
 from redis import Redis
 
 from ramole_core import keys
+from ramole_core.activations import Activations
 from ramole_core.adapters.registry import Registry
 from ramole_core.engine.request import Generation, GenerationRequest
-from ramole_core.errors import PromptError
+from ramole_core.errors import NotFoundError, PromptError
 from ramole_core.jobs import JobOptions, Manifest, Pins, PromptRequest, PromptResult
 from ramole_core.retrieval.encoder import Vectors
-from ramole_core.retrieval.retriever import Retriever
-from ramole_core.retrieval.vectors import VectorShelf
 from ramole_core.store import ObjectStore
 from ramole_core.store.directory import DirectoryStore
 from worker.dispatcher import Dispatcher
+from worker.encoders import Encoders
 from worker.leases import LeaseKeeper
 from worker.ledger import Ledger, ShardRef
 from worker.lifecycle import JobDesk
@@ -37,6 +37,32 @@ def fake_embed(texts: list[str]) -> Vectors:
             row[ord(letter) % WIDTH] += 1
         row /= max(float(np.linalg.norm(row)), 1e-9)
     return rows
+
+
+class FakeEncoder:
+    """`fake_embed` as an encoder. Counts calls; a text `poison` breaks the batch it is in; `gate`
+    holds the calls while it is closed."""
+
+    width = WIDTH
+
+    def __init__(self, version: str = "fake", tau: float = 0.05) -> None:
+        self.version, self.tau = version, tau
+        self.calls: list[list[str]] = []
+        self.entered, self.gate = threading.Event(), threading.Event()
+        self.gate.set()
+
+    def encode(self, texts: list[str]) -> Vectors:
+        self.calls.append(texts)
+        self.entered.set()
+        self.gate.wait(10)
+        if "poison" in texts:
+            raise ValueError("a bug in the model")
+        return fake_embed(texts)
+
+
+def no_encoder(version: str) -> Any:
+    """Stands for EncoderSource.load where nothing but the first encoder exists."""
+    raise NotFoundError("it is not in the store")
 
 
 class FakeEngine:
@@ -70,6 +96,7 @@ class World:
     store: ObjectStore
     ledger: Ledger
     engine: FakeEngine
+    encoders: Encoders
     runner: ShardRunner
     desk: JobDesk
     dispatcher: Dispatcher
@@ -97,11 +124,17 @@ def make_world(
     redis = Redis.from_url(redis_url, decode_responses=True)
     ledger = Ledger(redis, worker, lease_seconds)
     registry = Registry(store)
-    shelf = VectorShelf(store, "fake", fake_embed, WIDTH)
-    retriever = Retriever(registry, shelf, fake_embed, WIDTH)
     engine = FakeEngine()
     leases = LeaseKeeper(ledger, lease_seconds, lambda: True, lambda: None)
     draining = threading.Event()
+    encoders = changes.get("encoders") or Encoders(
+        store,
+        registry,
+        Activations(store),
+        no_encoder,
+        FakeEncoder(),  # type: ignore[arg-type]
+        draining,
+    )
     desk = JobDesk(store, ledger)
     sent: list[tuple[str, list[str]]] = []
 
@@ -119,12 +152,12 @@ def make_world(
         ledger,
         leases,
         registry,
-        retriever,
-        engine,
+        encoders,
+        engine,  # type: ignore[arg-type]
         draining,
-        on_done,  # type: ignore[arg-type]
+        on_done,
     )
-    return World(store, ledger, engine, runner, desk, dispatcher, leases, draining, sent)
+    return World(store, ledger, engine, encoders, runner, desk, dispatcher, leases, draining, sent)
 
 
 def put_job(

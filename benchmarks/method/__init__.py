@@ -1,0 +1,1 @@
+"""The mixture gates and the papers' baselines on the zoo: see `__main__`."""

@@ -1,0 +1,29 @@
+"""The README's figure."""
+
+from pathlib import Path
+
+from PIL import Image
+
+from benchmarks.method.figure import Bar, Panel, draw
+
+MAX_BYTES = 150_000
+
+
+def panels() -> list[Panel]:
+    theirs = [
+        Bar(f"Published {i}", "published", 9.0 * i, 9.0 * i - 3, 9.0 * i + 4) for i in range(9)
+    ]
+    ours = [Bar(f"Ours {i}, trained retriever", "ours", 90.0 + i, 85, 99, i == 7) for i in range(8)]
+    bars = [*theirs, *ours]
+    return [Panel("One", bars, {"perfect selection": 97.0}), Panel("Two", bars, {"best": 88.0})]
+
+
+def test_the_figure_is_a_small_png_and_the_same_every_time(tmp_path: Path) -> None:
+    first, second = tmp_path / "1.png", tmp_path / "2.png"
+    draw(panels(), first, "note")
+    draw(panels(), second, "note")
+    content = first.read_bytes()
+    assert content == second.read_bytes() and len(content) <= MAX_BYTES
+    with Image.open(first) as image:
+        image.verify()
+        assert image.format == "PNG" and image.width >= 1000

@@ -1,0 +1,1 @@
+"""Training of the retriever and of routers: `python -m worker.train`, started by `ramole train`."""
