@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,19 +31,25 @@ class Row:
         return self.value >= self.target if self.better == "higher" else self.value <= self.target
 
 
-def report(rows: list[Row], settings: dict[str, Any], json_path: Path | None) -> None:
-    """Prints the table; writes `{"rows", "machine", "settings"}` when a path is given."""
+def report(
+    rows: Sequence[Row],
+    settings: dict[str, Any],
+    json_path: Path | None,
+    details: Sequence[Row] = (),
+) -> None:
+    """Prints the table; writes `{"rows", "machine", "settings"}` when a path is given, `details`
+    among its rows: they are too many to read."""
     sys.stdout.write(table(rows))
     if json_path is not None:
         content = {
-            "rows": [asdict(row) for row in rows],
+            "rows": [asdict(row) for row in (*rows, *details)],
             "machine": machine(),
             "settings": settings,
         }
         json_path.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def table(rows: list[Row]) -> str:
+def table(rows: Sequence[Row]) -> str:
     """Aligned columns: name, value, unit, target, verdict."""
     lines = [("row", "value", "unit", "target", "")]
     for row in rows:

@@ -52,4 +52,5 @@ def whitened_model(model: Any, weight: Vectors, bias: Vectors) -> Any:
         init_weight=torch.from_numpy(weight),
         init_bias=torch.from_numpy(bias),
     )
-    return SentenceTransformer(modules=[*model, dense, Normalize()], device=str(model.device))
+    modules = [*model, Normalize(), dense, Normalize()]  # the map was fitted on unit vectors
+    return SentenceTransformer(modules=modules, device=str(model.device))

@@ -1,0 +1,1 @@
+"""`python -m benchmarks.retrieval`: retrieval on the released prompts, beside the published rows."""

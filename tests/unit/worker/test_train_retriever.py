@@ -1,0 +1,179 @@
+"""`python -m worker.train` for a retriever, in this process: from samples to an encoder in use."""
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ramole_core import keys
+from ramole_core.activations import Activations
+from ramole_core.adapters.registry import Registry
+from ramole_core.retrieval.encoder import Encoder, adapter_vector
+from ramole_core.retrieval.encoder_store import fetch_encoder
+from ramole_core.retrieval.vectors import VectorShelf, samples_key
+from ramole_core.store.directory import DirectoryStore
+from ramole_core.training import TrainReport
+from tests.tiny_encoder import letter_model
+from tests.zoo_store import NAMES, contents, make_zoo_store
+from worker.train import __main__ as process
+from worker.train import interrupts, retriever
+
+Train = Callable[..., tuple[int, Any, str]]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("prepared")
+    make_zoo_store(home)
+    letter_model(home / "letters")
+    return home
+
+
+@pytest.fixture
+def store(prepared: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> DirectoryStore:
+    shutil.copytree(prepared / "store", home / "store")
+    monkeypatch.setenv("RAMOLE_HOME", str(home))
+    monkeypatch.setenv("RAMOLE_TORCH_THREADS", "1")
+    monkeypatch.setenv("RAMOLE_ENCODER", str(prepared / "letters"))
+    found = DirectoryStore.from_location(str(home / "store"))
+    Activations(found).start(Encoder.load(str(prepared / "letters")).version)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _signals() -> Any:
+    """The process takes them over; the tests want them back."""
+    before = [signal.getsignal(signum) for signum in interrupts.SIGNALS]
+    yield
+    for signum, handler in zip(interrupts.SIGNALS, before, strict=True):
+        signal.signal(signum, handler)
+
+
+@pytest.fixture
+def train(store: DirectoryStore, capsys: pytest.CaptureFixture[str]) -> Train:
+    def run(**options: Any) -> tuple[int, Any, str]:
+        """(exit code, the JSON on stdout, stderr)"""
+        capsys.readouterr()
+        code = process.main([json.dumps({"kind": "retriever", "steps": 2, **options})])
+        out, err = capsys.readouterr()
+        return code, json.loads(out) if out else None, err
+
+    return run
+
+
+def sample_sets(path: Path, sets: list[Any]) -> str:
+    path.write_text("".join(json.dumps(line) + "\n" for line in sets))
+    return str(path)
+
+
+def test_a_trained_encoder_is_stored_described_and_in_use(
+    train: Train, store: DirectoryStore, home: Path
+) -> None:
+    first = Activations(store).active().encoder
+    code, found, err = train(activate="always")
+    report = TrainReport.model_validate(found)
+    assert code == 0 and report.active and report.version, err
+    assert Activations(store).active().encoder == report.version != first
+    assert report.num_adapters == len(NAMES) and report.num_examples == len(NAMES) * 16
+    encoder = fetch_encoder(store, report.version, home / "cache" / "encoders")
+    for ref in _refs(store):
+        assert store.exists(keys.vector(encoder.version, ref))
+        stored = VectorShelf(store, encoder.version, encoder.encode, encoder.width).vector(ref)
+        samples = [json.loads(line) for line in store.get(samples_key(ref)).splitlines()]
+        assert np.allclose(stored, adapter_vector(encoder.encode(samples)), atol=1e-5)
+
+
+def _refs(store: DirectoryStore) -> list[Any]:
+    registry = Registry(store)
+    registry.refresh()
+    return list(registry.active().values())
+
+
+def test_the_same_run_again_changes_nothing(train: Train, store: DirectoryStore) -> None:
+    _, first, _ = train(activate="always", seed=3)
+    before = contents(store)
+    code, second, _ = train(activate="always", seed=3)
+    assert code == 0 and second["version"] == first["version"] and second["active"]
+    assert contents(store) == before
+
+
+def test_what_is_no_better_is_stored_but_not_in_use(
+    train: Train, store: DirectoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retriever, "_overall", lambda scores: 50.0)
+    before = Activations(store).active()
+    code, found, _ = train()
+    assert code == 0 and not found["active"]
+    assert "ramole encoders use " + found["version"] in found["verdict"]
+    assert Activations(store).active() == before
+    assert store.exists(keys.encoder_card(found["version"]))
+
+
+def test_a_dry_run_counts_and_stores_nothing(train: Train, store: DirectoryStore) -> None:
+    before = contents(store)
+    code, found, _ = train(dry_run=True, fraction=0.7, steps=None)
+    assert code == 0 and found["version"] is None and found["stopped_by"] == "dry-run"
+    assert found["num_adapters"] == 2 and found["num_examples"] == 40 and found["seconds"] > 0
+    assert contents(store) == before
+
+
+def test_an_adapter_may_be_left_out(train: Train) -> None:
+    code, found, _ = train(exclude=[NAMES[0]], dry_run=True)
+    assert code == 0 and found["num_adapters"] == len(NAMES) - 1
+
+
+def test_samples_may_come_from_a_file(train: Train, tmp_path: Path, store: DirectoryStore) -> None:
+    sets = [{"adapter": n, "samples": [f"{n} {i}" for i in range(6)]} for n in ("new-a", "new-b")]
+    code, found, err = train(data=sample_sets(tmp_path / "sets.jsonl", sets), activate="always")
+    assert code == 0 and found["num_adapters"] == 2, err
+    assert all(store.exists(keys.vector(found["version"], ref)) for ref in _refs(store))
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        (
+            [{"adapter": "a", "samples": ["x"]}, {"adapter": "b", "samples": ["y", "z"]}],
+            "has 1 sam",
+        ),
+        ([{"adapter": "a", "samples": ["x", "y"]}], "training needs at least 2"),
+        ([{"adapter": "a", "samples": ["x", "y"]}] * 2, "line 2: adapter 'a' stands there before"),
+        ([{"adapter": "a", "samples": ["x", ""]}], "line 1: "),
+        ([{"adapter": "a", "samples": []}], "line 1: samples: "),
+        ([{"adapter": "../a", "samples": ["x", "y"]}], "line 1: adapter: "),
+        ([["no", "object"]], "line 1: a JSON object is needed"),
+        ([], "training needs at least 2"),
+    ],
+)
+def test_bad_sample_sets_are_refused_in_one_line(
+    train: Train, tmp_path: Path, store: DirectoryStore, sets: list[Any], message: str
+) -> None:
+    before = contents(store)
+    code, found, err = train(data=sample_sets(tmp_path / "sets.jsonl", sets))
+    assert code == 2 and message in found["error"]["message"], found
+    assert err.count("\n") == 1 and message in err
+    assert contents(store) == before
+
+
+def test_an_unknown_adapter_to_leave_out_is_named(train: Train, store: DirectoryStore) -> None:
+    before = contents(store)
+    code, found, _ = train(exclude=["nobody"])
+    assert code == 2 and "--exclude: no adapter 'nobody'" in found["error"]["message"]
+    assert contents(store) == before
+
+
+def test_an_interrupted_run_leaves_the_store_as_it_was(
+    train: Train, store: DirectoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = contents(store)
+    monkeypatch.setattr(retriever, "_show", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    code, found, err = train()
+    assert code == 130 and found is None
+    assert "nothing was changed; run the same command again" in err
+    assert contents(store) == before
