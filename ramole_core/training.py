@@ -20,6 +20,7 @@ class TrainRetriever(Wire):
     data: str | None = None  # JSONL of AdapterSamples, in place of the registered samples
     exclude: tuple[Name, ...] = Field(default=(), strict=False)  # adapters left out
     steps: int | None = Field(default=None, ge=0)  # null: the recipe's; 0: post-processing alone
+    neighbours: int = Field(default=8, ge=0, le=1000)  # adapters tried on another's samples
     activate: Activate = "if-better"
     dry_run: bool = False
 

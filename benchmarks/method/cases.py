@@ -1,7 +1,7 @@
 """The zoo as a test: prompts with their one right answer, adapters with their samples.
 
 Everything is taken from the zoo's own files, so that the benchmark follows whatever zoo is
-installed. Masking leaves out the adapter that was trained on the prompt's own task.
+installed. The `masked` pool lacks the adapter that was trained on the prompt's own task.
 """
 
 import json
@@ -17,8 +17,8 @@ from ramole_core.adapters.ref import AdapterRef
 from ramole_core.adapters.weights import LoraWeights
 from ramole_core.zoo.tasks import TASKS, train_wordings
 
-Setting = Literal["iid", "masked"]
-SETTINGS: Final[tuple[Setting, Setting]] = ("iid", "masked")
+Pool = Literal["full", "masked"]  # which adapters may answer
+POOLS: Final[tuple[Pool, Pool]] = ("full", "masked")
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,14 @@ class Zoo:
             cases = _thinned(cases, per_task)
         return cls(adapters, families, samples, tuple(cases))
 
-    def allowed(self, case: Case, setting: Setting) -> frozenset[AdapterRef]:
+    def allowed(self, case: Case, pool: Pool) -> frozenset[AdapterRef]:
         """The adapters that may answer `case`."""
-        masked = case.adapter if setting == "masked" else None
+        masked = case.adapter if pool == "masked" else None
         return frozenset(ref_of(name) for name in self.adapters if name != masked)
 
-    def is_right(self, case: Case, adapter: str, setting: Setting) -> bool:
+    def is_right(self, case: Case, adapter: str, pool: Pool) -> bool:
         """Whether `adapter` is the one to choose: the own one; when masked, one of its family."""
-        if setting == "iid":
+        if pool == "full":
             return adapter == case.adapter
         return self.families[adapter] == case.family
 

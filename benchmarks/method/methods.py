@@ -1,6 +1,6 @@
 """Every method as questions to the engine: which experts, which gate.
 
-Each method takes (setting, k) and gives one Marks. Perfect selection and the oracle are
+Each method takes (pool, k) and gives one Marks. Perfect selection and the oracle are
 ceilings: they know the answer; the published baselines retrieve with the unit mean of MiniLM.
 """
 
@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.method.answers import Answers, question, single
 from benchmarks.method.cascade import cascade_answers
-from benchmarks.method.cases import Setting, Zoo, ref_of
+from benchmarks.method.cases import Pool, Zoo, ref_of
 from benchmarks.method.retrieval import Retrieval
 from benchmarks.method.scores import Marks, floats, marks_of
 from benchmarks.method.task_gate import TaskGate, hidden_means
@@ -26,19 +26,19 @@ class Methods:
     zoo: Zoo
     answers: Answers
 
-    def base(self, setting: Setting) -> Marks:
+    def base(self, pool: Pool) -> Marks:
         """The base model alone."""
-        return self._marks(setting, [question(case.prompt) for case in self.zoo.cases])
+        return self._marks(pool, [question(case.prompt) for case in self.zoo.cases])
 
-    def perfect(self, setting: Setting) -> Marks:
+    def perfect(self, pool: Pool) -> Marks:
         """The adapter that was trained on the prompt's task."""
         cases = self.zoo.cases
-        return self._marks(setting, [single(c.prompt, ref_of(c.adapter)) for c in cases])
+        return self._marks(pool, [single(c.prompt, ref_of(c.adapter)) for c in cases])
 
-    def oracle(self, retrieval: Retrieval, setting: Setting, k: int) -> Marks:
+    def oracle(self, retrieval: Retrieval, pool: Pool, k: int) -> Marks:
         """Right where any of the k retrieved adapters alone is."""
         asked = [
-            [single(case.prompt, e.ref) for e in retrieval.experts(place, setting, k)]
+            [single(case.prompt, e.ref) for e in retrieval.experts(place, pool, k)]
             for place, case in enumerate(self.zoo.cases)
         ]
         self.answers.ask([q for questions in asked for q in questions])
@@ -50,16 +50,16 @@ class Methods:
         self,
         gate: str,
         retrieval: Retrieval,
-        setting: Setting,
+        pool: Pool,
         k: int,
         router: str | None = None,
     ) -> Marks:
         """One of the engine's gates over the k retrieved adapters."""
-        asked = self.questions(gate, retrieval, setting, k, router)
+        asked = self.questions(gate, retrieval, pool, k, router)
         if gate != "cascade":
-            return self._marks(setting, asked)
+            return self._marks(pool, asked)
         found = cascade_answers(self.answers, asked)
-        marks = marks_of(self.zoo, setting, asked, found)
+        marks = marks_of(self.zoo, pool, asked, found)
         second = floats([answer.extra_passes > 0 for answer in found])
         tokens = floats([answer.extra_tokens / answer.completion_tokens for answer in found])
         return Marks(marks.right, marks.chosen, second_pass=second, extra_tokens=tokens)
@@ -68,33 +68,33 @@ class Methods:
         self,
         gate: str,
         retrieval: Retrieval,
-        setting: Setting,
+        pool: Pool,
         k: int,
         router: str | None = None,
     ) -> list[GenerationRequest]:
         """What `gate` asks the engine."""
         return [
-            question(case.prompt, retrieval.experts(place, setting, k), gate, retrieval.tau, router)
+            question(case.prompt, retrieval.experts(place, pool, k), gate, retrieval.tau, router)
             for place, case in enumerate(self.zoo.cases)
         ]
 
-    def soup(self, retrieval: Retrieval, setting: Setting, k: int) -> Marks:
+    def soup(self, retrieval: Retrieval, pool: Pool, k: int) -> Marks:
         """AdapterSoup: one set of adapters for the whole batch, parameters averaged. Masked, the
         set is that of the adapters without the prompt's own."""
         sets = {
-            case.adapter: retrieval.nearest_to_all(self.zoo.allowed(case, setting), k)
+            case.adapter: retrieval.nearest_to_all(self.zoo.allowed(case, pool), k)
             for case in self.zoo.cases
         }
         cases = self.zoo.cases
-        return self._marks(setting, [question(c.prompt, sets[c.adapter], "fusion") for c in cases])
+        return self._marks(pool, [question(c.prompt, sets[c.adapter], "fusion") for c in cases])
 
-    def moe(self, gate: TaskGate, scores: torch.Tensor, setting: Setting, k: int) -> Marks:
+    def moe(self, gate: TaskGate, scores: torch.Tensor, pool: Pool, k: int) -> Marks:
         """MoE by a trained task gate; `scores` (N, A) are its log-probabilities."""
         asked = [
-            question(case.prompt, gate.experts(row, self.zoo.allowed(case, setting), k), "weights")
+            question(case.prompt, gate.experts(row, self.zoo.allowed(case, pool), k), "weights")
             for case, row in zip(self.zoo.cases, scores, strict=True)
         ]
-        return self._marks(setting, asked)
+        return self._marks(pool, asked)
 
     def task_gate(self) -> tuple[TaskGate, torch.Tensor]:
         """Trains the task gate on the samples; also its (N, A) log-probabilities."""
@@ -108,17 +108,17 @@ class Methods:
         return gate, gate.log_probabilities(hidden_means(base, prompts))
 
     def differing(
-        self, gate: str, retrieval: Retrieval, setting: Setting, k: int
+        self, gate: str, retrieval: Retrieval, pool: Pool, k: int
     ) -> Iterator[tuple[str, str, str]]:
         """(prompt, the engine's answer, the table's) where the two are not the same."""
-        asked = self.questions(gate, retrieval, setting, k)
+        asked = self.questions(gate, retrieval, pool, k)
         by_table = cascade_answers(self.answers, asked)
         for request, ours, table in zip(asked, self.answers.ask(asked), by_table, strict=True):
             if (ours.text, ours.extra_passes) != (table.text, table.extra_passes):
                 yield str(request.prompt), ours.text, table.text
 
-    def _marks(self, setting: Setting, asked: list[GenerationRequest]) -> Marks:
-        return marks_of(self.zoo, setting, asked, self.answers.ask(asked))
+    def _marks(self, pool: Pool, asked: list[GenerationRequest]) -> Marks:
+        return marks_of(self.zoo, pool, asked, self.answers.ask(asked))
 
 
 def in_half(zoo: Zoo, half: frozenset[str]) -> np.ndarray:

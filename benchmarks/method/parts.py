@@ -1,8 +1,8 @@
 """The benchmark in parts that need nothing of each other, so that every core can do one.
 
-One part measures what nothing random is in; each seed has two: its routers without a trained
-retriever, and its retrievers with what depends on them. A part builds its own engine and gives back
-its lines of the board.
+Two parts measure what no seed changes (but for one router); each seed has two: RouterLoRA, and the
+trained retrievers with what depends on them. A part builds its own engine and gives back its lines
+of the board.
 """
 
 import multiprocessing
@@ -14,13 +14,11 @@ from typing import Final, Literal
 from benchmarks.method.answers import Answers, progress
 from benchmarks.method.cases import Zoo
 from benchmarks.method.methods import Methods
-from benchmarks.method.retrieval import Retrieval
-from benchmarks.method.retrievers import DEFAULT, trained_encoders
+from benchmarks.method.retrievers import DEFAULT, minilm, trained, untrained
 from benchmarks.method.rows import K
 from benchmarks.method.scores import Board, Key, Marks
-from benchmarks.method.suite import PUBLISHED_RETRIEVER, Suite
+from benchmarks.method.suite import Suite
 from ramole_core import zoo as shipped
-from ramole_core.retrieval.encoder import PACKAGED, Encoder
 
 KS: Final = (1, 3, 5)
 
@@ -59,12 +57,15 @@ class Part:
 def measure_all(scale: Scale, seeds: Sequence[int], jobs: int) -> Board:
     """All parts, `jobs` at a time, in processes of their own."""
     seeded = [
-        Part(kind, scale, seed, seed == seeds[0]) for seed in seeds for kind in ("tuned", "routers")
+        Part(kind, scale, seed, seed == seeds[0])
+        for seed in seeds
+        for kind in ("trained", "routers")
     ]
+    constant = [Part(kind, scale, seeds[0]) for kind in ("published", "untrained")]
     board = Board(scale.zoo())
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context) as pool:
-        for found in pool.map(measure, [*seeded, Part("published", scale)]):
+        for found in pool.map(measure, [*seeded, *constant]):
             for key, marks in found.items():
                 board.marks.setdefault(key, []).extend(marks)
     return board
@@ -88,35 +89,40 @@ def measure(part: Part) -> dict[Key, list[Marks]]:
 
 def _published(suite: Suite, part: Part) -> None:
     """Nothing here is random: the published baselines, and our gates over plain MiniLM."""
-    retrieval = Retrieval.of(PUBLISHED_RETRIEVER, Encoder.load(PACKAGED), suite.methods.zoo)
+    retrieval = minilm(suite.methods.zoo)
     suite.ceilings()
     suite.published(retrieval, part.ks)
     suite.unrouted(retrieval, part.ks)
 
 
-def _routers(suite: Suite, part: Part) -> None:
-    """RouterLoRA as published; for the first seed also prior and router over plain MiniLM."""
-    encoder = Encoder.load(PACKAGED)
-    retrieval = Retrieval.of(PUBLISHED_RETRIEVER, encoder, suite.methods.zoo)
-    suite.routed(retrieval, None, part.seed, part.ks)
-    if part.first:
-        suite.routed(retrieval, encoder, part.seed, part.ks)
-
-
-def _tuned(suite: Suite, part: Part) -> None:
-    """The trained retrievers of one seed, and the default gate end to end."""
-    zoo, steps = suite.methods.zoo, part.scale.encoder_steps
-    for name, encoder in trained_encoders(zoo, part.seed, steps, part.first):
-        suite.say(f"{name} is trained, tau {encoder.tau:.3f}")
-        retrieval = Retrieval.of(name, encoder, zoo)
+def _untrained(suite: Suite, part: Part) -> None:
+    """Our gates over what needs no training, and a router over plain MiniLM."""
+    zoo, answers = suite.methods.zoo, suite.methods.answers
+    for retrieval in untrained(zoo, answers):
         suite.unrouted(retrieval, part.ks)
-        if name == DEFAULT.retriever:
-            suite.routed(retrieval, encoder, part.seed, part.ks)
-            suite.check_end_to_end(DEFAULT.gate, retrieval, K)
+    suite.joint(minilm(zoo), part.seed, (K,))
+
+
+def _routers(suite: Suite, part: Part) -> None:
+    """RouterLoRA as published."""
+    suite.router_lora(minilm(suite.methods.zoo), part.seed, part.ks)
+
+
+def _trained(suite: Suite, part: Part) -> None:
+    """The trained retrievers of one seed, and the cascade end to end."""
+    zoo, answers = suite.methods.zoo, suite.methods.answers
+    for retrieval in trained(zoo, answers, part.seed, part.scale.encoder_steps):
+        suite.say(f"retriever {retrieval.name} is trained")
+        suite.unrouted(retrieval, part.ks)
+        if retrieval.name == DEFAULT.retriever:
+            suite.joint(retrieval, part.seed, (K,))
+            if part.first:
+                suite.check_end_to_end(retrieval, K)
 
 
 PARTS: Final[dict[str, Callable[[Suite, Part], None]]] = {
     "published": _published,
+    "untrained": _untrained,
     "routers": _routers,
-    "tuned": _tuned,
+    "trained": _trained,
 }

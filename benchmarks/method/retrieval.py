@@ -1,6 +1,7 @@
 """What each retriever finds for each test prompt, by the product's encoder, vectors and index.
 
-Dims: N test prompts, D width of an embedding.
+A masked adapter leaves no trace: the vectors of the others are mixed without its row and column of
+the affinities, and searched in an index of their own. Dims: N test prompts, A adapters, D width.
 """
 
 from dataclasses import dataclass
@@ -8,9 +9,10 @@ from typing import Final
 
 import numpy as np
 
-from benchmarks.method.cases import SETTINGS, Case, Setting, Zoo, ref_of
+from benchmarks.method.cases import Pool, Zoo, ref_of
 from ramole_core.adapters.ref import AdapterRef
 from ramole_core.engine.request import Expert
+from ramole_core.retrieval.affinity import WEIGHT, Matrix, mixed
 from ramole_core.retrieval.encoder import Encoder, Vectors, adapter_vector
 from ramole_core.retrieval.index import AdapterIndex, Match
 
@@ -22,27 +24,41 @@ class Retrieval:
     """One retriever over all test prompts. `tau` is the temperature of its prior."""
 
     name: str
+    encoder: Encoder
     tau: float
+    vectors: Vectors  # (A, D) of the adapters in the zoo's order, no adapter masked
     queries: Vectors  # (N, D)
-    index: AdapterIndex
-    found: dict[Setting, list[list[Match]]]  # N lists of DEPTH matches, best first
+    index: AdapterIndex  # of `vectors`
+    found: dict[Pool, list[list[Match]]]  # N lists of DEPTH matches, best first
 
     @classmethod
-    def of(cls, name: str, encoder: Encoder, zoo: Zoo) -> "Retrieval":
-        """Embeds samples and prompts and searches once for each setting."""
-        index = AdapterIndex(encoder.width)
-        for adapter in zoo.adapters:
-            vectors = encoder.encode(list(zoo.samples[adapter]))
-            index.add(ref_of(adapter), adapter_vector(vectors))
+    def of(
+        cls,
+        name: str,
+        encoder: Encoder,
+        zoo: Zoo,
+        affinity: Matrix | None = None,
+        weight: float = WEIGHT,
+        tau: float | None = None,
+    ) -> "Retrieval":
+        """Embeds samples and prompts and searches once for each set of adapters. `affinity` (A, A)
+        mixes the vectors (None: they stay); `tau`: None for the encoder's own."""
+        known = np.eye(len(zoo.adapters), dtype=np.float32) if affinity is None else affinity
+        bare = described(encoder, zoo)
+        vectors = mixed(bare, known, weight)
+        index = _index(zoo.adapters, vectors)
         queries = encoder.encode([case.prompt for case in zoo.cases])
-        found = {setting: _search(index, queries, zoo, setting) for setting in SETTINGS}
-        return cls(name, encoder.tau, queries, index, found)
+        full = index.search(queries, DEPTH, frozenset(map(ref_of, zoo.adapters)))
+        found: dict[Pool, list[list[Match]]] = {
+            "full": full,
+            "masked": _masked(zoo, bare, known, weight, queries),
+        }
+        return cls(name, encoder, tau or encoder.tau, vectors, queries, index, found)
 
-    def experts(self, place: int, setting: Setting, k: int) -> tuple[Expert, ...]:
+    def experts(self, place: int, pool: Pool, k: int) -> tuple[Expert, ...]:
         """The k experts of test prompt `place`, best first, with their similarities."""
         return tuple(
-            Expert(match.ref, similarity=match.similarity)
-            for match in self.found[setting][place][:k]
+            Expert(match.ref, similarity=match.similarity) for match in self.found[pool][place][:k]
         )
 
     def nearest_to_all(self, among: frozenset[AdapterRef], k: int) -> tuple[Expert, ...]:
@@ -52,23 +68,35 @@ class Retrieval:
         return tuple(Expert(match.ref, similarity=match.similarity) for match in matches)
 
 
-def _search(index: AdapterIndex, queries: Vectors, zoo: Zoo, setting: Setting) -> list[list[Match]]:
-    """One search per set of allowed adapters."""
+def described(encoder: Encoder, zoo: Zoo) -> Vectors:
+    """(A, D) unit vectors of the adapters: the means of their samples."""
+    found = [adapter_vector(encoder.encode(list(zoo.samples[name]))) for name in zoo.adapters]
+    return np.stack(found)
+
+
+def without(bare: Vectors, affinity: Matrix, place: int, weight: float = WEIGHT) -> Vectors:
+    """(A - 1, D) mixed vectors as if the adapter at `place` had never been there."""
+    rest = np.delete(np.arange(len(bare)), place)
+    return mixed(bare[rest], affinity[np.ix_(rest, rest)], weight)
+
+
+def _masked(
+    zoo: Zoo, bare: Vectors, affinity: Matrix, weight: float, queries: Vectors
+) -> list[list[Match]]:
+    """One index for each adapter, without it, searched by the prompts of its task."""
     found: list[list[Match]] = [[] for _ in zoo.cases]
-    groups: dict[frozenset[AdapterRef], list[int]] = {}
-    for place, case in enumerate(zoo.cases):
-        groups.setdefault(zoo.allowed(case, setting), []).append(place)
-    for among, places in groups.items():
-        for place, matches in zip(places, index.search(queries[places], DEPTH, among), strict=True):
-            found[place] = matches
+    for place, masked in enumerate(zoo.adapters):
+        names = [name for name in zoo.adapters if name != masked]
+        index = _index(names, without(bare, affinity, place, weight))
+        mine = [i for i, case in enumerate(zoo.cases) if case.adapter == masked]
+        matches = index.search(queries[mine], DEPTH, frozenset(map(ref_of, names)))
+        for i, best in zip(mine, matches, strict=True):
+            found[i] = best
     return found
 
 
-def accuracy(retrieval: Retrieval, zoo: Zoo, setting: Setting, k: int) -> float:
-    """Per cent of the prompts with a right adapter among the first k."""
-
-    def hit(case: Case, matches: list[Match]) -> bool:
-        return any(zoo.is_right(case, match.ref.name, setting) for match in matches[:k])
-
-    pairs = zip(zoo.cases, retrieval.found[setting], strict=True)
-    return 100.0 * float(np.mean([hit(case, matches) for case, matches in pairs]))
+def _index(names: tuple[str, ...] | list[str], vectors: Vectors) -> AdapterIndex:
+    index = AdapterIndex(vectors.shape[1])
+    for name, vector in zip(names, vectors, strict=True):
+        index.add(ref_of(name), vector)
+    return index

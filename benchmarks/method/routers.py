@@ -9,16 +9,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from benchmarks.method.answers import Answers
+from benchmarks.method.answers import Answers, Say
 from benchmarks.method.cases import Zoo, ref_of
+from benchmarks.method.retrieval import Retrieval
 from ramole_core.adapters.ref import AdapterRef
 from ramole_core.mole.router_examples import Example
 from ramole_core.mole.router_setup import RouterRecipe
 from ramole_core.mole.router_training import train_router
-from ramole_core.retrieval.encoder import Encoder, adapter_vector
 from ramole_core.zoo.tasks import TASKS, train_example
 
 EXAMPLES_PER_TASK: Final = 50
+BLUR: Final = 0.5
 
 
 @dataclass(frozen=True)
@@ -41,20 +42,18 @@ def lessons(zoo: Zoo, seed: int) -> list[Lesson]:
 
 
 def examples(
-    answers: Answers, zoo: Zoo, taught: Sequence[Lesson], encoder: Encoder | None
+    answers: Answers, zoo: Zoo, taught: Sequence[Lesson], retrieval: Retrieval | None, seed: int
 ) -> list[Example]:
-    """The lessons as the product's training takes them; with `encoder` they carry the cosine to
+    """The lessons as the product's training takes them; with `retrieval` they carry the cosine to
     every adapter, for the prior."""
     codec, end = answers.engine.base.codec, min(answers.engine.base.eos_ids)
     similarities: list[dict[AdapterRef, float]] = [{} for _ in taught]
-    if encoder is not None:
+    if retrieval is not None:
         refs = [ref_of(name) for name in zoo.adapters]
-        described = [adapter_vector(encoder.encode(list(zoo.samples[n]))) for n in zoo.adapters]
-        vectors = encoder.encode([lesson.prompt for lesson in taught])  # (N, D)
-        similarities = [
-            {ref: float(vector @ other) for ref, other in zip(refs, described, strict=True)}
-            for vector in vectors
-        ]
+        rng = random.Random(seed)
+        vectors = retrieval.encoder.encode([blurred(lesson.prompt, rng) for lesson in taught])
+        table = vectors @ retrieval.vectors.T  # (N, A)
+        similarities = [dict(zip(refs, row, strict=True)) for row in table.tolist()]
     return [
         Example(
             prompt_ids=tuple(codec.encode_prompt(lesson.prompt)),
@@ -66,27 +65,40 @@ def examples(
     ]
 
 
+def blurred(prompt: str, rng: random.Random) -> str:
+    """`prompt` as retrieval sees it in a lesson: every word is lost with probability BLUR. In the
+    training wordings retrieval is right, and a router beside it would have nothing to learn."""
+    kept = [word for word in prompt.split() if rng.random() >= BLUR]
+    return " ".join(kept) or prompt
+
+
 def train_halves(
     answers: Answers,
     zoo: Zoo,
     taught: Sequence[Example],
-    encoder: Encoder | None,
+    retrieval: Retrieval | None,
     seed: int,
     steps: int,
+    say: Say,
 ) -> tuple[tuple[str, str], frozenset[str]]:
     """Two routers, one for each half of the adapters, known to the engine by the returned versions;
-    also the first half. With `encoder` the prior is part of the scores; without it this is
+    also the first half. With `retrieval` the prior is part of the scores; without it this is
     RouterLoRA as published: all training adapters active, dropout 0.5, no prior."""
     first, second = zoo.halves(seed)
-    kind = "plain" if encoder is None else encoder.version
+    kind = "plain" if retrieval is None else retrieval.name
     versions = (f"{kind}-{seed}-first", f"{kind}-{seed}-second")
     recipe = RouterRecipe(steps=steps, seed=seed)
-    if encoder is not None:
-        recipe = replace(recipe, encoder=encoder.version, tau=encoder.tau)
+    if retrieval is not None:
+        recipe = replace(recipe, encoder=retrieval.encoder.version, tau=retrieval.tau)
     for version, half in zip(versions, (first, second), strict=True):
         mine = [example for example in taught if example.own.name in half]
         trained = train_router(
             answers.engine.runner.mole, answers.engine.bank, mine, recipe, "zoo", created_at=""
         )
         answers.routers.versions[version] = trained.weights
+        card = trained.weights.card
+        say(
+            f"router {version}: {card.steps} steps kept, held-out loss {card.held_out_before:.3f} "
+            f"-> {card.held_out_after:.3f}"
+        )
     return versions, first

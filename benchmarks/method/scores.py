@@ -6,18 +6,28 @@ interval a bootstrap over tasks: prompts of one task are no independent draws.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.method.cases import Case, Setting, Zoo
+from benchmarks.method.cases import Case, Pool, Zoo
 from ramole_core.engine.request import Generation, GenerationRequest
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 RESAMPLES: Final = 10_000
 UNIFORM_GATES: Final = ("mixture", "fusion")
+
+# What is reported. iid: every adapter may answer, and the prompt has a wording of the samples, with
+# another word; wordings: every adapter may answer, and nobody trained with the wording or retrieves
+# by it; masked: the prompt's own adapter is left out, all prompts.
+Setting = Literal["iid", "wordings", "masked"]
+SETTINGS: Final[tuple[Setting, ...]] = ("iid", "wordings", "masked")
+SETTINGS_OF: Final[dict[Pool, tuple[Setting, ...]]] = {
+    "full": ("iid", "wordings"),
+    "masked": ("masked",),
+}
 
 
 @dataclass(frozen=True, order=True)
@@ -48,7 +58,7 @@ class Marks:
 
 def marks_of(
     zoo: Zoo,
-    setting: Setting,
+    pool: Pool,
     requests: Sequence[GenerationRequest],
     answers: Sequence[Generation],
 ) -> Marks:
@@ -58,7 +68,7 @@ def marks_of(
     gates = {request.gate for request in requests if len(request.experts) > 1}
     chosen = None
     if all(request.experts for request in requests) and not gates & {*UNIFORM_GATES}:
-        chosen = floats([_chosen(zoo, setting, *triple) for triple in triples])
+        chosen = floats([_chosen(zoo, pool, *triple) for triple in triples])
     return Marks(floats(right), chosen)
 
 
@@ -81,20 +91,29 @@ def _mean(one: Floats | None, other: Floats | None) -> Floats | None:
 
 @dataclass
 class Board:
-    """All results: for each line of the table one Marks a seed (one alone: nothing is random)."""
+    """All results: for each line of the table one Marks a seed (one alone: nothing is random).
+
+    Marks hold every prompt of their pool; the settings of one pool share them, and every number
+    below counts the prompts of the key's own setting.
+    """
 
     zoo: Zoo
     marks: dict[Key, list[Marks]] = field(default_factory=dict)
 
-    def add(self, key: Key, marks: Marks) -> None:
-        """Adds the next seed's result."""
-        self.marks.setdefault(key, []).append(marks)
+    def add(self, method: str, retriever: str, pool: Pool, k: int, marks: Marks) -> list[Key]:
+        """Adds the next seed's result; the keys that it belongs to."""
+        keys = [Key(method, retriever, setting, k) for setting in SETTINGS_OF[pool]]
+        for key in keys:
+            self.marks.setdefault(key, []).append(marks)
+        return keys
 
     def tasks(self, key: Key, part: str = "right", where: Bools | None = None) -> Floats:
         """(T,) per cent by task, mean over seeds. `part` names a field of Marks, `where` (N,)
-        picks the prompts that count."""
+        picks among the setting's prompts."""
         values = [getattr(marks, part) for marks in self.marks[key]]
-        return by_task(self.zoo.cases, np.mean(values, axis=0), where)
+        counted = self.prompts(key.setting)
+        counted = counted if where is None else counted & where
+        return by_task(self.zoo.cases, np.mean(values, axis=0), counted)
 
     def mean(self, key: Key, part: str = "right", where: Bools | None = None) -> float:
         """Per cent."""
@@ -102,12 +121,18 @@ class Board:
 
     def spread(self, key: Key) -> float:
         """Standard deviation of the seeds' means in points; 0 where nothing is random."""
-        means = [by_task(self.zoo.cases, marks.right).mean() for marks in self.marks[key]]
+        counted = self.prompts(key.setting)
+        means = [by_task(self.zoo.cases, m.right, counted).mean() for m in self.marks[key]]
         return float(np.std(means, ddof=1)) if len(means) > 1 else 0.0
 
     def family(self, key: Key, family: str) -> float:
         """Per cent over the tasks of one family."""
         return self.mean(key, where=np.array([c.family == family for c in self.zoo.cases]))
+
+    def prompts(self, setting: Setting) -> Bools:
+        """(N,) the prompts that count."""
+        seen = self.seen_wording
+        return {"iid": seen, "wordings": ~seen, "masked": np.ones(len(seen), bool)}[setting]
 
     @property
     def seen_wording(self) -> Bools:
@@ -137,7 +162,7 @@ def floats(values: Sequence[float] | Sequence[bool]) -> Floats:
 
 
 def _chosen(
-    zoo: Zoo, setting: Setting, case: Case, request: GenerationRequest, answer: Generation
+    zoo: Zoo, pool: Pool, case: Case, request: GenerationRequest, answer: Generation
 ) -> bool:
     best = max(range(len(answer.weights)), key=answer.weights.__getitem__)
-    return zoo.is_right(case, request.experts[best].ref.name, setting)
+    return zoo.is_right(case, request.experts[best].ref.name, pool)

@@ -1,4 +1,4 @@
-"""Runs the methods and fills the board: what is evaluated under which retriever, setting and k."""
+"""Runs the methods and fills the board: what is evaluated under which retriever, pool and k."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,12 +7,11 @@ from typing import Final
 
 from benchmarks.method.answers import Answers, Say
 from benchmarks.method.arrow import use_arrow
-from benchmarks.method.cases import SETTINGS, Setting, ZooSource, ref_of
+from benchmarks.method.cases import POOLS, Pool, ZooSource, ref_of
 from benchmarks.method.methods import Methods, in_half
 from benchmarks.method.retrieval import Retrieval
 from benchmarks.method.routers import examples, lessons, train_halves
-from benchmarks.method.scores import Board, Key, Marks, both_halves
-from ramole_core.retrieval.encoder import Encoder
+from benchmarks.method.scores import Board, Marks, both_halves
 
 PUBLISHED_RETRIEVER: Final = "minilm"
 Ks = tuple[int, ...]
@@ -29,9 +28,9 @@ class Suite:
 
     def ceilings(self) -> None:
         """Base model and Perfect selection: neither looks at a retriever."""
-        for setting in SETTINGS:
-            self._add(Key("base", "", setting, 0), self.methods.base(setting))
-            self._add(Key("perfect", "", setting, 0), self.methods.perfect(setting))
+        for pool in POOLS:
+            self._add("base", "", pool, 0, self.methods.base(pool))
+            self._add("perfect", "", pool, 0, self.methods.perfect(pool))
 
     def published(self, retrieval: Retrieval, ks: Ks) -> None:
         """The published baselines that need no training but a gate's."""
@@ -50,46 +49,48 @@ class Suite:
             self._each(name, retrieval, ks, partial(self.methods.gate, gate, retrieval))
         self._each("oracle", retrieval, ks, partial(self.methods.oracle, retrieval))
 
-    def routed(self, retrieval: Retrieval, encoder: Encoder | None, seed: int, ks: Ks) -> None:
-        """Two routers on the halves, then their gates. Without an encoder: RouterLoRA as published,
-        with it: router and prior trained jointly, alone and under the cascade."""
-        methods, answers = self.methods, self.methods.answers
-        taught = examples(answers, methods.zoo, lessons(methods.zoo, seed), encoder)
-        versions, first = train_halves(answers, methods.zoo, taught, encoder, seed, self.steps)
-        mask = in_half(methods.zoo, first)
+    def router_lora(self, retrieval: Retrieval, seed: int, ks: Ks) -> None:
+        """RouterLoRA as published: trained without a prior."""
+        self._halves("routerlora", "mole-plain", retrieval, seed, ks, prior=False)
 
-        def halves(gate: str) -> Callable[[Setting, int], Marks]:
-            def run(setting: Setting, k: int) -> Marks:
-                one, two = (methods.gate(gate, retrieval, setting, k, v) for v in versions)
-                return both_halves(one, two, mask)
+    def joint(self, retrieval: Retrieval, seed: int, ks: Ks) -> None:
+        """Router and prior trained jointly."""
+        self._halves("joint", "mole", retrieval, seed, ks, prior=True)
 
-            return run
+    def check_end_to_end(self, retrieval: Retrieval, k: int) -> None:
+        """Asks the engine for its gate `cascade`. Raises SystemExit when an answer differs."""
+        for pool in POOLS:
+            if differing := list(self.methods.differing("cascade", retrieval, pool, k)):
+                raise SystemExit(f"the engine's cascade differs from the table's: {differing[:3]}")
 
-        if encoder is None:
-            self._each("routerlora", retrieval, ks, halves("mole-plain"))
-        else:
-            self._each("joint", retrieval, ks, halves("mole"))
-            self._each("joint-cascade", retrieval, ks, halves("cascade"))
+    def _halves(
+        self, name: str, gate: str, retrieval: Retrieval, seed: int, ks: Ks, prior: bool
+    ) -> None:
+        """Two routers, each trained on one half of the adapters, and their mean."""
+        methods, answers, zoo = self.methods, self.methods.answers, self.methods.zoo
+        known = retrieval if prior else None
+        taught = examples(answers, zoo, lessons(zoo, seed), known, seed)
+        versions, first = train_halves(answers, zoo, taught, known, seed, self.steps, self.say)
+        mask = in_half(zoo, first)
+
+        def run(pool: Pool, k: int) -> Marks:
+            one, two = (methods.gate(gate, retrieval, pool, k, v) for v in versions)
+            return both_halves(one, two, mask)
+
+        self._each(name, retrieval, ks, run)
         for version in versions:
             answers.forget(version)
 
-    def check_end_to_end(self, gate: str, retrieval: Retrieval, k: int) -> None:
-        """Asks the engine for the gate itself. Raises SystemExit when an answer differs."""
-        for setting in SETTINGS:
-            if differing := list(self.methods.differing(gate, retrieval, setting, k)):
-                raise SystemExit(f"the engine's {gate} differs from the table's: {differing[:3]}")
-
     def _each(
-        self, name: str, retrieval: Retrieval | None, ks: Ks, run: Callable[[Setting, int], Marks]
+        self, name: str, retrieval: Retrieval | None, ks: Ks, run: Callable[[Pool, int], Marks]
     ) -> None:
-        for setting in SETTINGS:
+        for pool in POOLS:
             for k in ks:
-                key = Key(name, retrieval.name if retrieval else "", setting, k)
-                self._add(key, run(setting, k))
+                self._add(name, retrieval.name if retrieval else "", pool, k, run(pool, k))
 
-    def _add(self, key: Key, marks: Marks) -> None:
-        self.board.add(key, marks)
-        self.say(f"{key}: {self.board.mean(key):.1f}")
+    def _add(self, method: str, retriever: str, pool: Pool, k: int, marks: Marks) -> None:
+        for key in self.board.add(method, retriever, pool, k, marks):
+            self.say(f"{key}: {self.board.mean(key):.1f}")
 
     def _arrow(self) -> Methods:
         """The same methods over an engine whose layers weigh by Arrow."""

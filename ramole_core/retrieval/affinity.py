@@ -1,12 +1,11 @@
-"""Affinity: which adapters answer the sample prompts of others as those do, and what retrieval makes
-of it.
+"""Affinity: which adapters answer the sample prompts of others as those do, and what follows.
 
 An adapter's samples say what it was made for; its affinities say what it can do besides. They need
 no right answers: the adapter that a sample belongs to is the teacher. Dims: N adapters, D width.
 Source: ours; measured by benchmarks.method.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -40,14 +39,15 @@ def trials(vectors: Vectors, num_neighbours: int) -> list[Trial]:
     return [Trial(owner, int(pupil)) for owner in range(num) for pupil in nearest[owner]]
 
 
-def affinities(num: int, answers: Mapping[Trial, Sequence[str]]) -> Matrix:
+def affinities(num: int, answers: Mapping[Trial, Sequence[str | None]]) -> Matrix:
     """C (N, N): C[i, j] is the share of adapter i's samples that j answers exactly as i does; 1 on
-    the diagonal, 0 where nothing was tried."""
+    the diagonal, 0 where nothing was tried. No answer (None) equals none."""
     matrix = np.eye(num, dtype=np.float32)
     for trial, found in answers.items():
         own = answers[Trial(trial.owner, trial.owner)]
-        same = [a == b for a, b in zip(found, own, strict=True)]
-        matrix[trial.owner, trial.pupil] = np.mean(same)
+        same = [a is not None and a == b for a, b in zip(found, own, strict=True)]
+        if trial.owner != trial.pupil:
+            matrix[trial.owner, trial.pupil] = np.mean(same)
     return matrix
 
 
@@ -63,10 +63,10 @@ def measure(
     samples: Sequence[Sequence[str]],
     vectors: Vectors,
     num_neighbours: int,
-    answer: Callable[[Iterable[tuple[int, str]]], Sequence[str]],
+    answer: Callable[[Sequence[tuple[int, str]]], Sequence[str | None]],
 ) -> Matrix:
     """The affinities of N adapters. `answer` takes (place of the adapter, prompt) pairs and returns
-    what each adapter alone says, in their order."""
+    what each adapter alone says, in their order; None where it cannot."""
     found = trials(vectors, num_neighbours)
     asked = [[(t.pupil, text) for text in samples[t.owner][:NUM_PROMPTS]] for t in found]
     said = iter(answer([pair for pairs in asked for pair in pairs]))

@@ -74,6 +74,7 @@ class EncoderCard(Wire):
     fraction: float
     seed: int
     steps: int
+    neighbours: int = 0  # adapters tried on another's samples, see affinity.py; 0: none
     held_out_before: EncoderScores | None
     held_out_after: EncoderScores | None
     # path below model/ -> SHA-256

@@ -15,7 +15,6 @@ from ramole_core.errors import InvalidInputError
 from ramole_core.retrieval.card import EncoderScores
 from ramole_core.retrieval.encoder import Vectors, adapter_vector
 
-TAUS: Final = tuple(round(0.01 * 1.15**i, 4) for i in range(28))  # 0.01 … 0.43
 FLOOR_QUANTILE: Final = 0.01
 
 
@@ -59,30 +58,9 @@ class LeaveOneOut:
             num_prompts=len(place), top1=top(1), top3=top(3), top5=top(5), top8=top(8)
         )
 
-    def best_tau(self, k: int = 3) -> float:
-        """The temperature under which softmax(sim / τ) over the top k gives the own adapter the
-        most likelihood, over the samples whose own adapter is among the k. 0.05 when none is."""
-        places = np.argsort(-self.similarities, axis=1)[:, :k]  # (Q, K)
-        hit = (places == self.own[:, None]).any(axis=1)
-        if not hit.any():
-            return 0.05
-        top = np.take_along_axis(self.similarities, places, axis=1)[hit]  # (Q', K)
-        own = self._own_similarity()[hit]  # (Q',)
-        losses = {tau: float(_losses(top, own, tau).mean()) for tau in TAUS}
-        return min(losses, key=losses.__getitem__)
-
     def floor(self) -> float:
         """The similarity to their own adapter that all but 1 % of the samples reach."""
         return round(float(np.quantile(self._own_similarity(), FLOOR_QUANTILE)), 4)
 
     def _own_similarity(self) -> npt.NDArray[np.float32]:
         return np.take_along_axis(self.similarities, self.own[:, None], axis=1)[:, 0]
-
-
-def _losses(
-    top: npt.NDArray[np.float32], own: npt.NDArray[np.float32], tau: float
-) -> npt.NDArray[np.float32]:
-    """−log softmax(top / τ) at the own adapter: top (Q, K), own (Q,) -> (Q,)."""
-    logits = (top - own[:, None]) / tau  # (Q, K)
-    peak = logits.max(axis=1, keepdims=True)
-    return np.asarray(peak[:, 0] + np.log(np.exp(logits - peak).sum(axis=1)), dtype=np.float32)

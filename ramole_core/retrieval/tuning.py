@@ -105,23 +105,24 @@ def tune(
     on_step: OnStep = lambda step, loss: None,
 ) -> Tuned:
     """Trains `encoder`'s model in place; `name` is what it was loaded from."""
-    before = held_out_scores(encode_all(encoder, samples), samples, split)
+    before = held_out(encode_all(encoder, samples), samples, split)
     fine_tune(encoder.model, split.texts(samples), recipe, seed, on_step)
     cut = MiddleCut.of(encoder.model, recipe.max_tokens)
     plain = Encoder(encoder.model, "", encoder.prefix, cut=cut)
     plain_vectors = encode_all(plain, samples)
     weight, bias = whitening(list(plain_vectors.values()), recipe.shrinkage)
     vectors = {adapter: whiten(found, weight, bias) for adapter, found in plain_vectors.items()}
-    everything = LeaveOneOut.of(list(vectors.values()))
+    after = held_out(_judged(plain_vectors, split, recipe), samples, split)
+    fitted = after if after is not None else LeaveOneOut.of(list(vectors.values()))
     model = whitened_model(encoder.model, weight, bias)
     version = version_of(f"{name}-tuned", encoder.prefix, model)
     return Tuned(
-        encoder=Encoder(model, version, encoder.prefix, everything.best_tau(), cut),
+        encoder=Encoder(model, version, encoder.prefix, cut=cut),
         plain=plain,
         max_tokens=recipe.max_tokens,
-        floor=everything.floor(),
-        before=before,
-        after=held_out_scores(_judged(plain_vectors, split, recipe), samples, split),
+        floor=fitted.floor(),
+        before=None if before is None else before.scores(),
+        after=None if after is None else after.scores(),
         plain_vectors=plain_vectors,
         vectors=vectors,
     )
@@ -134,15 +135,13 @@ def encode_all(encoder: Encoder, samples: Samples) -> dict[str, Vectors]:
     return dict(zip(samples, np.split(flat, ends[:-1]), strict=True))
 
 
-def held_out_scores(
-    vectors: Mapping[str, Vectors], samples: Samples, split: Split
-) -> EncoderScores | None:
-    """Leave-one-out scores of the samples that give no gradient; None when there are none."""
-    held_out = set(split.held_out(samples))
-    if not held_out:
+def held_out(vectors: Mapping[str, Vectors], samples: Samples, split: Split) -> LeaveOneOut | None:
+    """The samples that give no gradient, leave one out; None when there are none."""
+    chosen = set(split.held_out(samples))
+    if not chosen:
         return None
-    marks = [(name, i) in held_out for name, texts in samples.items() for i in range(len(texts))]
-    return LeaveOneOut.of([vectors[name] for name in samples]).rows(np.array(marks)).scores()
+    marks = [(name, i) in chosen for name, texts in samples.items() for i in range(len(texts))]
+    return LeaveOneOut.of([vectors[name] for name in samples]).rows(np.array(marks))
 
 
 def _judged(plain: Mapping[str, Vectors], split: Split, recipe: Recipe) -> dict[str, Vectors]:

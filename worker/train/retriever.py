@@ -1,6 +1,6 @@
 """`ramole train retriever`: the adapters' samples make a new encoder version, in use if better.
 
-read -> split -> tune -> store -> describe every adapter -> put in use. Nothing is written before
+read -> split -> tune -> describe every adapter -> store -> put in use. Nothing is written before
 the training is over; the version counts from its card on, which is written after its files.
 """
 
@@ -17,7 +17,7 @@ import torch
 
 from ramole_core.jobs import utc_now
 from ramole_core.retrieval.card import EncoderCard, EncoderScores
-from ramole_core.retrieval.encoder import Encoder, adapter_vector
+from ramole_core.retrieval.encoder import Encoder
 from ramole_core.retrieval.encoder_store import store_encoder
 from ramole_core.retrieval.training import Recipe, fine_tune
 from ramole_core.retrieval.tuning import (
@@ -25,7 +25,7 @@ from ramole_core.retrieval.tuning import (
     Split,
     Tuned,
     encode_all,
-    held_out_scores,
+    held_out,
     tune,
 )
 from ramole_core.retrieval.vectors import VectorShelf
@@ -33,6 +33,7 @@ from ramole_core.training import TrainReport, TrainRetriever
 from worker.encoder_source import EncoderSource, load_encoder_in_use
 from worker.train.activation import decide
 from worker.train.context import TrainContext
+from worker.train.description import describe_adapters
 from worker.train.progress import Progress
 from worker.train.sample_sets import read_sample_sets, registered_samples
 
@@ -79,8 +80,11 @@ def run(request: TrainRetriever, context: TrainContext) -> TrainReport:
         show = partial(_show, context.progress, recipe.steps)
         name = Path(settings.encoder).name
         tuned = tune(encoder, name, samples, split, recipe, request.seed, show)
+    described = describe_adapters(request, context, tuned)
     version = _store(request, context, tuned, split, recipe)
-    _describe_adapters(request, context, tuned)
+    shelf = VectorShelf(context.store, version, tuned.encoder.encode, tuned.encoder.width)
+    for ref, vector in described.items():  # so that workers have an index as soon as they switch
+        shelf.keep(ref, vector)
     before, after = _overall(tuned.before), _overall(tuned.after)
     better = after is not None and after > max(before or 0.0, serving or 0.0)
     active, verdict = decide(context, "encoder", version, better, request.activate)
@@ -105,7 +109,8 @@ def _serving_scores(
         return None
     source = EncoderSource(context.store, context.settings)
     serving = load_encoder_in_use(context.activations, source)
-    return _overall(held_out_scores(encode_all(serving, samples), samples, split))
+    found = held_out(encode_all(serving, samples), samples, split)
+    return None if found is None else found.scores().overall
 
 
 def _store(
@@ -124,6 +129,7 @@ def _store(
         fraction=request.fraction,
         seed=request.seed,
         steps=recipe.steps,
+        neighbours=request.neighbours,
         held_out_before=tuned.before,
         held_out_after=tuned.after,
         files={},
@@ -135,17 +141,6 @@ def _store(
         tuned.encoder.model.save_pretrained(folder, create_model_card=False)
         context.interrupts.ignore()
         return store_encoder(context.store, Path(folder), card).version
-
-
-def _describe_adapters(request: TrainRetriever, context: TrainContext, tuned: Tuned) -> None:
-    """Stores the vector of every adapter, so that workers have an index as soon as they switch."""
-    encoder = tuned.encoder
-    shelf = VectorShelf(context.store, encoder.version, encoder.encode, encoder.width)
-    for name, ref in context.registry.active().items():
-        if request.data is None and name in tuned.vectors:
-            shelf.keep(ref, adapter_vector(tuned.vectors[name]))
-        else:
-            shelf.vector(ref)
 
 
 def _estimate(encoder: Encoder, samples: Samples, split: Split, recipe: Recipe) -> float:

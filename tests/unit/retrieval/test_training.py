@@ -9,7 +9,7 @@ import torch
 
 from ramole_core.errors import InvalidInputError
 from ramole_core.retrieval.encoder import Encoder, adapter_vector
-from ramole_core.retrieval.scores import TAUS, LeaveOneOut
+from ramole_core.retrieval.scores import LeaveOneOut
 from ramole_core.retrieval.training import Recipe, fine_tune, leave_one_out_loss
 from ramole_core.retrieval.tuning import Split, encode_all, tune
 from ramole_core.retrieval.whitening import whiten, whitened_model, whitening
@@ -66,20 +66,6 @@ def test_leave_one_out_ranks_each_sample_against_its_adapter_without_it() -> Non
     places = (found.similarities >= own[:, None]).sum(axis=1)
     assert found.scores().top1 == pytest.approx(100 * np.mean(places <= 1), abs=0.01)
     assert found.scores().top8 == 100.0
-
-
-def test_tau_is_the_likeliest_of_the_grid() -> None:
-    found = LeaveOneOut.of(list(random_vectors(6, 5, 4)))
-
-    def loss(tau: float) -> float:
-        total = []
-        for row, own in zip(found.similarities, found.own, strict=True):
-            top = np.sort(row)[::-1][:3]
-            if row[own] >= top[-1]:
-                total.append(np.logaddexp.reduce((top - row[own]) / tau))
-        return float(np.mean(total))
-
-    assert loss(found.best_tau()) == pytest.approx(min(map(loss, TAUS)), rel=1e-4)
 
 
 def test_whitening_makes_the_samples_of_an_adapter_vary_alike_in_all_directions() -> None:

@@ -1,5 +1,6 @@
 """`python -m worker.train` for a retriever, in this process: from samples to an encoder in use."""
 
+import io
 import json
 import os
 import shutil
@@ -10,19 +11,29 @@ from typing import Any
 
 import numpy as np
 import pytest
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ramole_core import keys
+from ramole_core import keys, zoo
 from ramole_core.activations import Activations
 from ramole_core.adapters.registry import Registry
+from ramole_core.adapters.samples import parse_samples
+from ramole_core.retrieval.affinity import WEIGHT
 from ramole_core.retrieval.encoder import Encoder, adapter_vector
 from ramole_core.retrieval.encoder_store import fetch_encoder
 from ramole_core.retrieval.vectors import VectorShelf, samples_key
+from ramole_core.settings import Settings
 from ramole_core.store.directory import DirectoryStore
 from ramole_core.training import TrainReport
+from ramole_core.zoo.evaluate import answers
 from tests.tiny_encoder import letter_model
 from tests.zoo_store import NAMES, contents, make_zoo_store
 from worker.train import __main__ as process
 from worker.train import interrupts, retriever
+from worker.train.base import Workbench
+from worker.train.context import TrainContext
+from worker.train.progress import Progress
+from worker.train.solo import SoloAnswers
 
 Train = Callable[..., tuple[int, Any, str]]
 
@@ -76,7 +87,7 @@ def test_a_trained_encoder_is_stored_described_and_in_use(
     train: Train, store: DirectoryStore, home: Path
 ) -> None:
     first = Activations(store).active().encoder
-    code, found, err = train(activate="always")
+    code, found, err = train(activate="always", neighbours=0)
     report = TrainReport.model_validate(found)
     assert code == 0 and report.active and report.version, err
     assert Activations(store).active().encoder == report.version != first
@@ -85,7 +96,7 @@ def test_a_trained_encoder_is_stored_described_and_in_use(
     for ref in _refs(store):
         assert store.exists(keys.vector(encoder.version, ref))
         stored = VectorShelf(store, encoder.version, encoder.encode, encoder.width).vector(ref)
-        samples = [json.loads(line) for line in store.get(samples_key(ref)).splitlines()]
+        samples = parse_samples(store.get(samples_key(ref)))
         assert np.allclose(stored, adapter_vector(encoder.encode(samples)), atol=1e-5)
 
 
@@ -93,6 +104,44 @@ def _refs(store: DirectoryStore) -> list[Any]:
     registry = Registry(store)
     registry.refresh()
     return list(registry.active().values())
+
+
+def test_each_adapter_is_also_described_by_what_it_answers_as_others_do(
+    train: Train, store: DirectoryStore, monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    def says(self: SoloAnswers, pairs: Any) -> list[str]:
+        """The first two adapters always agree, the third never with anybody."""
+        return ["yes" if place < 2 else f"{prompt}?" for place, prompt in pairs]
+
+    monkeypatch.setattr(SoloAnswers, "answer", says)
+    _, found, _ = train(activate="always", neighbours=2)
+    encoder = fetch_encoder(store, found["version"], home / "cache" / "encoders")
+    shelf = VectorShelf(store, encoder.version, encoder.encode, encoder.width)
+    refs = _refs(store)
+    samples = [parse_samples(store.get(samples_key(ref))) for ref in refs]
+    plain = [adapter_vector(encoder.encode(texts)) for texts in samples]
+    first = plain[0] + WEIGHT * plain[1]
+    assert np.allclose(shelf.vector(refs[0]), first / np.linalg.norm(first), atol=1e-5)
+    assert np.allclose(shelf.vector(refs[2]), plain[2], atol=1e-5)
+
+
+def test_solo_answers_are_those_of_the_adapters_under_peft(
+    store: DirectoryStore, home: Path
+) -> None:
+    context = TrainContext.open(Settings.load(), Progress(io.StringIO()), interrupts.Interrupts())
+    refs = _refs(store)
+    pairs = [
+        (place, json.loads(store.get(samples_key(refs[of])).splitlines()[0]))
+        for place in range(3)
+        for of in range(3)
+    ]
+    found = SoloAnswers(Workbench.open(context), context, refs).answer(pairs)
+    tokenizer = AutoTokenizer.from_pretrained(zoo.base_path())
+    for place, ref in enumerate(refs):
+        base = AutoModelForCausalLM.from_pretrained(zoo.base_path())
+        model = PeftModel.from_pretrained(base, str(zoo.adapter_path(ref.name)))
+        mine = [i for i, (pupil, _) in enumerate(pairs) if pupil == place]
+        assert [found[i] for i in mine] == answers(model, tokenizer, [pairs[i][1] for i in mine])
 
 
 def test_the_same_run_again_changes_nothing(train: Train, store: DirectoryStore) -> None:
