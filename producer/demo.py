@@ -1,7 +1,8 @@
 """`ramole demo`: the whole system once, on the zoo, in a temporary data folder.
 
-Starts broker and worker, uploads the zoo's adapters by the real path, submits the test prompts as
-one file, answers them once more with the base model alone, and stops all it started.
+Starts broker and worker, uploads the zoo's adapters by the real path, trains the retriever on their
+samples, submits the test prompts as one file, answers them once more with the base model alone, and
+stops all it started.
 """
 
 import json
@@ -12,11 +13,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from producer.client import Client
-from producer.embedded.temporary import temporary_system
+from producer.embedded.temporary import own_environment, temporary_system
 from producer.job_status import JobStatus
+from producer.training import run_training
 from ramole_core import zoo
 from ramole_core.errors import JobFailedError
 from ramole_core.jobs import PromptResult, parse_time
+from ramole_core.training import TrainRetriever
 
 MAX_NEW_TOKENS: Final = 32
 WAIT_SECONDS: Final = 1800.0
@@ -82,6 +85,7 @@ def run_demo(
     with temporary_system("ramole-demo-", keep) as client:
         say(f"{client.settings.home} is ready after {time.monotonic() - began:.0f} s")
         _upload_zoo(client, say)
+        _train_retriever(client, say)
         dataset = client.settings.home / "prompts.jsonl"
         dataset.write_text("".join(map(_line, records)), encoding="utf-8")
         results, seconds = _answers(client, dataset, say, on_progress)
@@ -108,6 +112,15 @@ def _upload_zoo(client: Client, say: Callable[[str], None]) -> None:
     for upload in staged:
         client.upload_verdict(upload)
     say(f"{len(names)} adapters accepted in {time.monotonic() - began:.1f} s")
+
+
+def _train_retriever(client: Client, say: Callable[[str], None]) -> None:
+    began = time.monotonic()
+    say("training the retriever on the adapters' sample prompts")
+    finished = run_training(TrainRetriever(activate="always"), client.settings, own_environment())
+    if finished.exit_code:
+        raise JobFailedError("the retriever could not be trained; see the lines above")
+    say(f"the retriever is trained and in use after {time.monotonic() - began:.0f} s")
 
 
 def _answers(

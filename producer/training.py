@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -30,10 +30,15 @@ class Finished:
     output: str
 
 
-def run_training(request: TrainRetriever | TrainRouter, settings: Settings) -> Finished:
-    """Waits for the process. Raises UnavailableError when a signal killed it, KeyboardInterrupt
-    after Ctrl-C, unless it was past the point where it could be stopped."""
-    env = {**os.environ, "RAMOLE_HOME": str(settings.home)}
+def run_training(
+    request: TrainRetriever | TrainRouter,
+    settings: Settings,
+    environment: Mapping[str, str] = os.environ,
+) -> Finished:
+    """Waits for the process, which takes its settings from `environment` and the home. Raises
+    UnavailableError when a signal killed it, KeyboardInterrupt after Ctrl-C, unless it was past the
+    point where it could be stopped."""
+    env = {**environment, "RAMOLE_HOME": str(settings.home)}
     argv = [*TRAIN_ARGV, request.model_dump_json()]
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(

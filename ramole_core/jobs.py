@@ -62,7 +62,7 @@ class PromptOptions(Wire):
     """How one prompt is answered. What a prompt leaves out, its job says; then the default."""
 
     k: int = Field(default=3, ge=1, le=MAX_K)
-    gate: Gate = "mole"
+    gate: Gate = "cascade"
     min_similarity: float | None = Field(default=None, ge=-1.0, le=1.0)
     on_no_adapter: Literal["base", "fail"] = "base"
     allow_adapters: tuple[Name, ...] | None = Field(default=None, strict=False)

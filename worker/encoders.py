@@ -17,6 +17,7 @@ from typing import Final
 from ramole_core.activations import Activations
 from ramole_core.adapters.ref import AdapterRef
 from ramole_core.adapters.registry import Registry
+from ramole_core.engine.choice import CascadeRule
 from ramole_core.errors import PromptError, RamoleError, UnavailableError
 from ramole_core.retrieval.encoder import Encoder
 from ramole_core.retrieval.index import Match
@@ -33,12 +34,14 @@ RETRY_SECONDS: Final = 60.0  # a version that could not be loaded is not tried a
 
 @dataclass(frozen=True)
 class Serving:
-    """What answers for one encoder version. `tau` is the temperature of its retrieval prior."""
+    """What answers for one encoder version. `tau` is the temperature of its retrieval prior, `rule`
+    that of gate `cascade`; None: nobody measured how sure the adapters are."""
 
     service: EncoderService
     shelf: VectorShelf
     retriever: Retriever
     tau: float
+    rule: CascadeRule | None
 
 
 @dataclass
@@ -183,7 +186,9 @@ class Encoders:
         service = EncoderService(encoder)
         shelf = VectorShelf(self._store, encoder.version, service.encode, service.width)
         retriever = Retriever(self._registry, shelf, service.encode, service.width)
-        loaded = _Loaded(Serving(service, shelf, retriever, encoder.tau), num_users)
+        scale = encoder.confidence
+        rule = None if scale is None else CascadeRule.calibrated(scale.floor, scale.spread)
+        loaded = _Loaded(Serving(service, shelf, retriever, encoder.tau, rule), num_users)
         service.start()
         with self._lock:
             self._loaded[encoder.version] = loaded

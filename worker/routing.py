@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from ramole_core.adapters.registry import Registry
+from ramole_core.engine.choice import CascadeRule
 from ramole_core.engine.request import Expert, GenerationRequest
 from ramole_core.errors import NotFoundError, PromptError
 from ramole_core.jobs import Manifest, PromptOptions, PromptRequest
@@ -13,6 +14,14 @@ from ramole_core.mole.gates import TAU
 from ramole_core.retrieval.index import Match
 from ramole_core.retrieval.retriever import Query, Retriever
 from worker.encoders import Encoders
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What belongs to an encoder's similarities: see Serving."""
+
+    tau: float = TAU
+    rule: CascadeRule | None = None
 
 
 @dataclass(frozen=True)
@@ -42,10 +51,10 @@ def route(
         for i, chosen in enumerate(options)
         if isinstance(chosen, PromptOptions) and chosen.adapters is None
     }
-    answers, tau = _retrieved(encoders, manifest.pins.encoder, list(queries.values()))
+    answers, fit = _retrieved(encoders, manifest.pins.encoder, list(queries.values()))
     found = dict(zip(queries, answers, strict=True))
     return [
-        _routed(prompt, chosen, found.get(i), manifest, registry, tau)
+        _routed(prompt, chosen, found.get(i), manifest, registry, fit)
         for i, (prompt, chosen) in enumerate(zip(prompts, options, strict=True))
     ]
 
@@ -79,15 +88,15 @@ def _options(prompt: PromptRequest, manifest: Manifest) -> PromptOptions | Promp
 
 def _retrieved(
     encoders: Encoders, version: str, queries: list[Query]
-) -> tuple[list[list[Match] | PromptError], float]:
-    """The answers and the encoder's tau. No query needs no encoder."""
+) -> tuple[list[list[Match] | PromptError], Fit]:
+    """The answers, and what fits the encoder. No query needs no encoder."""
     if not queries:
-        return [], TAU
+        return [], Fit()
     try:
         with encoders.get(version) as serving:
-            return _search(serving.retriever, queries), serving.tau
+            return _search(serving.retriever, queries), Fit(serving.tau, serving.rule)
     except PromptError as e:
-        return [e] * len(queries), TAU
+        return [e] * len(queries), Fit()
 
 
 def _search(retriever: Retriever, queries: list[Query]) -> list[list[Match] | PromptError]:
@@ -106,7 +115,7 @@ def _routed(
     matches: list[Match] | PromptError | None,
     manifest: Manifest,
     registry: Registry,
-    tau: float,
+    fit: Fit,
 ) -> Routed:
     for problem in (options, matches):
         if isinstance(problem, PromptError):
@@ -117,7 +126,7 @@ def _routed(
             experts, gate = _explicit(options, manifest, registry), "weights"
         else:
             experts, gate = _kept(options, matches), options.gate
-        return Routed(prompt, _request(prompt, options, manifest, experts, gate, tau))
+        return Routed(prompt, _request(prompt, options, manifest, experts, gate, fit))
     except (PromptError, NotFoundError) as e:
         return Routed(prompt, None, PromptError(e.code, str(e)))
 
@@ -128,7 +137,7 @@ def _request(
     manifest: Manifest,
     experts: tuple[Expert, ...],
     gate: str,
-    tau: float,
+    fit: Fit,
 ) -> GenerationRequest:
     messages = prompt.messages
     seed = options.seed if options.seed is not None else seed_of(manifest.job_id, prompt.index)
@@ -137,7 +146,8 @@ def _request(
         messages=None if messages is None else tuple((m.role, m.content) for m in messages),
         experts=experts,
         gate=gate,
-        tau=tau,
+        tau=fit.tau,
+        rule=fit.rule,
         router=manifest.pins.router,
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,

@@ -13,6 +13,7 @@ from typing import Final
 
 from benchmarks.method.cases import ZooSource
 from ramole_core.adapters.ref import AdapterRef
+from ramole_core.engine.choice import CascadeRule
 from ramole_core.engine.engine import Engine
 from ramole_core.engine.factory import build_engine
 from ramole_core.engine.request import Expert, Generation, GenerationRequest
@@ -87,10 +88,11 @@ def question(
     gate: str = "mole",
     tau: float = TAU,
     router: str | None = None,
+    rule: CascadeRule | None = None,
 ) -> GenerationRequest:
     """One request of the benchmark. One expert alone has weight 1 under every gate (a softmax of
     one score, a mean of one, a renormalised weight), as the best one has under `selection`: such
-    questions are all the same. `experts` stand best first."""
+    questions are all the same. `experts` stand best first. `rule`: of gate `cascade`."""
     if len(experts) == 1 or (experts and gate == "selection"):
         return single(prompt, experts[0].ref)
     return GenerationRequest(
@@ -99,6 +101,7 @@ def question(
         gate=gate,
         tau=tau,
         router=router,
+        rule=rule if gate == "cascade" else None,
         max_new_tokens=MAX_NEW_TOKENS,
         wants_confidence=True,
     )

@@ -9,30 +9,29 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from benchmarks.method.answers import Answers, single
-from ramole_core.engine.choice import Candidate, CascadeRule, choose
+from ramole_core.engine.choice import Candidate, choose
 from ramole_core.engine.request import Generation, GenerationRequest
 
 
 def cascade_answers(answers: Answers, requests: Sequence[GenerationRequest]) -> list[Generation]:
-    """The answers to `requests` (gate `cascade`, or one expert alone) in their order."""
-    rule = answers.engine.rule
+    """The answers to `requests` (gate `cascade` with its rule, or one expert alone) in order."""
     first = answers.ask([_first_pass(request) for request in requests])
     low = [
         place
         for place, (request, answer) in enumerate(zip(requests, first, strict=True))
-        if len(request.experts) > 1 and (answer.confidence or 0.0) < rule.threshold
+        if request.rule is not None and (answer.confidence or 0.0) < request.rule.threshold
     ]
     answers.ask([q for place in low for q in _alone(requests[place])])  # all in large batches
     found = list(first)
     for place in low:
         alone = answers.ask(_alone(requests[place]))
-        found[place] = _chosen(requests[place], first[place], alone, rule)
+        found[place] = _chosen(requests[place], first[place], alone)
     return found
 
 
-def _chosen(
-    request: GenerationRequest, mixture: Generation, alone: list[Generation], rule: CascadeRule
-) -> Generation:
+def _chosen(request: GenerationRequest, mixture: Generation, alone: list[Generation]) -> Generation:
+    rule = request.rule
+    assert rule is not None
     prior = request.mix().log_prior()
     candidates = [
         Candidate(a.text, a.confidence or 0.0, p, e.similarity or 0.0)
@@ -49,7 +48,7 @@ def _chosen(
 
 
 def _first_pass(request: GenerationRequest) -> GenerationRequest:
-    return replace(request, gate="mole") if len(request.experts) > 1 else request
+    return replace(request, gate="mole", rule=None) if request.cascades else request
 
 
 def _alone(request: GenerationRequest) -> list[GenerationRequest]:

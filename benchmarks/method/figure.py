@@ -12,7 +12,9 @@ from typing import Any, Final, Literal
 Group = Literal["published", "ours"]
 COLOURS: Final[dict[Group, str]] = {"published": "#9aa5ad", "ours": "#0072b2"}
 LABELS: Final[dict[Group, str]] = {"published": "#444444", "ours": "#004f7c"}
+INSIDE: Final[dict[Group, str]] = {"published": "#222222", "ours": "#ffffff"}
 INK: Final = "#222222"
+SHORT: Final = 20.0  # per cent
 WIDTH_INCHES: Final = 10.0
 BAR_INCHES: Final = 0.27
 DPI: Final = 110
@@ -47,7 +49,7 @@ def draw(panels: Sequence[Panel], path: Path, note: str) -> None:
     from matplotlib import pyplot
 
     rows = max(len(panel.bars) for panel in panels)
-    with pyplot.rc_context({"font.family": "DejaVu Sans", "font.size": 9, "text.color": INK}):
+    with pyplot.rc_context({"font.family": "DejaVu Sans", "font.size": 9.5, "text.color": INK}):
         figure, axes = pyplot.subplots(
             1, len(panels), figsize=(WIDTH_INCHES, rows * BAR_INCHES + 1.5), squeeze=False
         )
@@ -72,7 +74,7 @@ def _draw_panel(axis: Any, panel: Panel) -> None:
         label.set_color(LABELS[bar.group])
     _draw_ceilings(axis, panel)
     axis.set_ylim(max(places) + 0.6, -1.3)
-    axis.set_xlim(0, 115)
+    axis.set_xlim(0, 103)
     axis.set_xticks([0, 25, 50, 75, 100])
     axis.set_xlabel("exact match, %")
     axis.set_title(panel.title, loc="left", fontsize=10.5, fontweight="bold", pad=10)
@@ -85,9 +87,11 @@ def _draw_bar(axis: Any, bar: Bar, place: float) -> None:
     error = [[max(0.0, bar.value - bar.low)], [max(0.0, bar.high - bar.value)]]
     axis.errorbar(bar.value, place, xerr=error, color=INK, linewidth=0.9, capsize=1.5)
     weight = "bold" if bar.bold else "normal"
-    axis.text(
-        max(bar.high, bar.value) + 1.2, place, f"{bar.value:.1f}", va="center", fontweight=weight
-    )
+    is_short = bar.value < SHORT  # its number stands behind it, not in it
+    start = max(bar.high, bar.value) + 1.5 if is_short else 2.0
+    colour = INK if is_short else INSIDE[bar.group]
+    text = f"{bar.value:.1f}"
+    axis.text(start, place, text, va="center", fontweight=weight, color=colour)
 
 
 def _draw_ceilings(axis: Any, panel: Panel) -> None:

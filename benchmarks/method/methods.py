@@ -74,7 +74,14 @@ class Methods:
     ) -> list[GenerationRequest]:
         """What `gate` asks the engine."""
         return [
-            question(case.prompt, retrieval.experts(place, pool, k), gate, retrieval.tau, router)
+            question(
+                case.prompt,
+                retrieval.experts(place, pool, k),
+                gate,
+                retrieval.tau,
+                router,
+                retrieval.rule,
+            )
             for place, case in enumerate(self.zoo.cases)
         ]
 

@@ -23,7 +23,7 @@ PUBLISHED: Final[dict[str, str]] = {  # label -> method
     "Selection": "selection",
 }
 OURS: Final[dict[str, tuple[str, str]]] = {  # label -> method, retriever
-    "Prior, MiniLM": ("prior", PUBLISHED_RETRIEVER),
+    "Prior over MiniLM": ("prior", PUBLISHED_RETRIEVER),
     "+ whitened": ("prior", "whitened"),
     "+ fine-tuned": ("prior", "tuned-whitened"),
     "+ affinity": ("prior", "trained"),

@@ -11,8 +11,9 @@ import numpy as np
 
 from benchmarks.method.cases import Pool, Zoo, ref_of
 from ramole_core.adapters.ref import AdapterRef
+from ramole_core.engine.choice import CascadeRule
 from ramole_core.engine.request import Expert
-from ramole_core.retrieval.affinity import WEIGHT, Matrix, mixed
+from ramole_core.retrieval.affinity import WEIGHT, Matrix, Measured, mixed
 from ramole_core.retrieval.encoder import Encoder, Vectors, adapter_vector
 from ramole_core.retrieval.index import AdapterIndex, Match
 
@@ -21,7 +22,8 @@ DEPTH: Final = 5  # the largest k that any row needs
 
 @dataclass(frozen=True)
 class Retrieval:
-    """One retriever over all test prompts. `tau` is the temperature of its prior."""
+    """One retriever over all test prompts. `tau` is the temperature of its prior, `rule` that of
+    its cascade (None: it has none)."""
 
     name: str
     encoder: Encoder
@@ -30,6 +32,7 @@ class Retrieval:
     queries: Vectors  # (N, D)
     index: AdapterIndex  # of `vectors`
     found: dict[Pool, list[list[Match]]]  # N lists of DEPTH matches, best first
+    rule: CascadeRule | None = None
 
     @classmethod
     def of(
@@ -37,13 +40,15 @@ class Retrieval:
         name: str,
         encoder: Encoder,
         zoo: Zoo,
-        affinity: Matrix | None = None,
+        measured: Measured | None = None,
         weight: float = WEIGHT,
         tau: float | None = None,
     ) -> "Retrieval":
-        """Embeds samples and prompts and searches once for each set of adapters. `affinity` (A, A)
-        mixes the vectors (None: they stay); `tau`: None for the encoder's own."""
-        known = np.eye(len(zoo.adapters), dtype=np.float32) if affinity is None else affinity
+        """Embeds samples and prompts and searches once for each set of adapters. `measured` mixes
+        the vectors and calibrates the cascade (None: neither); `tau`: None for the encoder's."""
+        untried = Measured(np.eye(len(zoo.adapters), dtype=np.float32), None)
+        known, scale = (measured or untried).affinity, (measured or untried).confidence
+        rule = None if scale is None else CascadeRule.calibrated(scale.floor, scale.spread)
         bare = described(encoder, zoo)
         vectors = mixed(bare, known, weight)
         index = _index(zoo.adapters, vectors)
@@ -53,7 +58,7 @@ class Retrieval:
             "full": full,
             "masked": _masked(zoo, bare, known, weight, queries),
         }
-        return cls(name, encoder, tau or encoder.tau, vectors, queries, index, found)
+        return cls(name, encoder, tau or encoder.tau, vectors, queries, index, found, rule)
 
     def experts(self, place: int, pool: Pool, k: int) -> tuple[Expert, ...]:
         """The k experts of test prompt `place`, best first, with their similarities."""

@@ -9,7 +9,7 @@ own sample prompts, all adapters taking part. No other prompt is looked at.
 The prior's temperature is the gate's own everywhere.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -18,13 +18,13 @@ from benchmarks.method.cases import Zoo, ref_of
 from benchmarks.method.retrieval import Retrieval, described
 from benchmarks.method.rows import Default
 from ramole_core.mole.gates import TAU
-from ramole_core.retrieval.affinity import Matrix, measure
+from ramole_core.retrieval.affinity import Measured, Said, measure
 from ramole_core.retrieval.encoder import PACKAGED, Encoder, Vectors
 from ramole_core.retrieval.training import Recipe
 from ramole_core.retrieval.tuning import Split, encode_all, tune
 from ramole_core.retrieval.whitening import whitened_model, whitening
 
-DEFAULT: Final = Default(gate="prior", retriever="trained")  # chosen on the development prompts
+DEFAULT: Final = Default(gate="cascade", retriever="trained")  # chosen on the development prompts
 NEIGHBOURS: Final = 8
 RECIPE: Final = Recipe()
 
@@ -55,12 +55,12 @@ def trained(zoo: Zoo, answers: Answers, seed: int, steps: int) -> Iterator[Retri
     yield Retrieval.of("tuned", tuned.plain, zoo, tau=TAU)
 
 
-def affinity(zoo: Zoo, answers: Answers, vectors: Vectors) -> Matrix:
-    """(A, A) by the engine's answers to the samples: vectors (A, D)."""
+def affinity(zoo: Zoo, answers: Answers, vectors: Vectors) -> Measured:
+    """Affinities (A, A) by the engine's answers to the samples: vectors (A, D)."""
 
-    def answer(pairs: Iterable[tuple[int, str]]) -> list[str]:
+    def answer(pairs: Sequence[tuple[int, str]]) -> list[Said | None]:
         asked = [single(text, ref_of(zoo.adapters[place])) for place, text in pairs]
-        return [found.text for found in answers.ask(asked)]
+        return [Said(found.text, found.confidence or 0.0) for found in answers.ask(asked)]
 
     samples = [zoo.samples[name] for name in zoo.adapters]
     return measure(samples, vectors, NEIGHBOURS, answer)

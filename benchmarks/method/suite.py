@@ -43,8 +43,11 @@ class Suite:
         self._each("arrow", retrieval, ks, partial(arrow.gate, "mixture", retrieval))
 
     def unrouted(self, retrieval: Retrieval, ks: Ks) -> None:
-        """What needs no router: Selection, the oracle, the prior alone and the cascade over it."""
-        gates = {"selection": "selection", "prior": "mole", "cascade": "cascade"}
+        """What needs no router: Selection, the oracle, the prior alone and, where it is known how
+        sure the adapters are, the cascade over it."""
+        gates = {"selection": "selection", "prior": "mole"}
+        if retrieval.rule is not None:
+            gates["cascade"] = "cascade"
         for name, gate in gates.items():
             self._each(name, retrieval, ks, partial(self.methods.gate, gate, retrieval))
         self._each("oracle", retrieval, ks, partial(self.methods.oracle, retrieval))

@@ -1,1 +1,1 @@
-"""`python -m benchmarks.retrieval`: retrieval on the released prompts, beside the published rows."""
+"""Retrieval on the released prompts, beside the published rows: see `__main__`."""

@@ -16,7 +16,7 @@ SHARES = (0.36, 0.34, 0.15, 0.15)
 
 
 @click.command()
-@click.option("--prompts", type=click.IntRange(0), default=400, show_default=True, help="0: all.")
+@click.option("--prompts", type=click.IntRange(0), default=0, help="How many (all).")
 @click.option("--keep", is_flag=True, help="Keep the temporary data folder.")
 def demo(prompts: int, keep: bool) -> None:
     """Runs the whole system once on the built-in zoo and prints what it answers.

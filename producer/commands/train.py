@@ -38,12 +38,18 @@ def train() -> None:
 @click.option("--data", type=_FILE, help="JSONL of adapter, samples; by default the uploaded ones.")
 @click.option("--exclude", multiple=True, metavar="NAME,…", help="Adapters to leave out.")
 @click.option("--steps", type=int, help="Training steps; 0: post-processing alone.")
+@click.option(
+    "--neighbours", type=int, help="Adapters tried on the samples of each other one (8; 0: none)."
+)
 @_activate_option
 @_dry_run_option
 @json_option
 @click.pass_obj
 def retriever(app: App, /, as_json: bool, exclude: tuple[str, ...], **flags: Any) -> None:
     """Trains the sentence encoder to tell the adapters' samples apart.
+
+    Afterwards every adapter answers some samples of its neighbours: it is also found by prompts
+    that it answers as their own adapters do. That part needs RAMOLE_MODEL as the workers have it.
 
     \b
     Example: ramole train retriever --fraction 0.4

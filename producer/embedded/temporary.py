@@ -25,7 +25,7 @@ def temporary_system(prefix: str, keep: bool = False) -> Iterator[Client]:
     environment hold, but for those that point to another system, model or encoder.
     """
     home = Path(tempfile.mkdtemp(prefix=prefix))
-    env = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
+    env = own_environment()
     settings = Settings.load(env, home=home)
     argv = [sys.executable, "-m", "producer", "--home", str(home), "up"]
     try:
@@ -35,3 +35,8 @@ def temporary_system(prefix: str, keep: bool = False) -> Iterator[Client]:
         stop(settings)
         if not keep:
             shutil.rmtree(home, ignore_errors=True)
+
+
+def own_environment() -> dict[str, str]:
+    """The environment without what points to another system, model or encoder."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}

@@ -9,24 +9,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+CONFIDENCE_WEIGHT: Final = 3.0  # in standard deviations; chosen on the zoo (docs/method.md)
+LEAST_SPREAD: Final = 1e-3
+
 
 @dataclass(frozen=True)
 class CascadeRule:
     """The constants of the cascade; confidences are mean log-probabilities, at most 0."""
 
-    threshold: float = -0.05  # θ: a first pass at least this confident is the answer
-    confidence_weight: float = 3.0  # w
+    threshold: float  # θ: a first pass at least this confident is the answer
+    confidence_weight: float  # w
     prior_weight: float = 1.0  # β
     pooled: bool = True  # equal answers add up their weights
     mixture_votes: bool = False  # the first pass's answer is a candidate too, of prior 1
+
+    @classmethod
+    def calibrated(cls, floor: float, spread: float) -> "CascadeRule":
+        """For adapters that answer their own samples with a confidence below `floor` only rarely,
+        and others' with confidences of standard deviation `spread`: θ = floor, w = 3 / spread.
+
+        What a confident answer is depends on the model and on how long and free its answers are.
+        """
+        return cls(threshold=floor, confidence_weight=CONFIDENCE_WEIGHT / max(spread, LEAST_SPREAD))
 
     def log_weight(self, candidate: "Candidate") -> float:
         """β · log prior + w · confidence."""
         prior = self.prior_weight * candidate.log_prior if self.prior_weight else 0.0
         return prior + self.confidence_weight * candidate.confidence
-
-
-RULE: Final = CascadeRule()
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ import torch
 
 from ramole_core.engine.admission import Admission, RouterSource
 from ramole_core.engine.cascade import Cascade
-from ramole_core.engine.choice import RULE, CascadeRule
 from ramole_core.engine.failures import Failure
 from ramole_core.engine.model import LoadedBase
 from ramole_core.engine.request import Generation, GenerationRequest
@@ -63,11 +62,9 @@ class Engine:
         routers: RouterSource,
         settings: Settings,
         clock: Callable[[], float] = time.monotonic,
-        rule: CascadeRule = RULE,
     ) -> None:
         self.base = base
         self.bank = bank
-        self.rule = rule
         self.runner = Runner(base, mole, on_progress=self._tick)
         self.limit_tokens = min(base.context_tokens, settings.max_batch_tokens)
         self.progress_at = clock()
@@ -100,8 +97,8 @@ class Engine:
         except RamoleError as e:
             future.set_exception(e)
             return future
-        if request.cascades:
-            return Cascade(sequence, self._queue, self.rule).start()
+        if request.cascades and request.rule is not None:
+            return Cascade(sequence, self._queue, request.rule).start()
         self._queue([sequence])
         return future
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ramole_core.adapters.ref import AdapterRef
+from ramole_core.engine.choice import CascadeRule
 from ramole_core.errors import PromptError
 from ramole_core.mole.gates import TAU, Mix
 
@@ -23,7 +24,9 @@ class GenerationRequest:
 
     Exactly one of `prompt` and `messages` ((role, content) pairs) is given. No experts means the
     base model. `temperature` 0 is greedy. `tau` is the temperature of the retrieval prior.
-    `wants_confidence` asks for the answer's confidence, which gate `cascade` computes anyway.
+    `rule` is that of gate `cascade`; without one nothing is known of how sure a sure answer is,
+    and the gate is `mole`. `wants_confidence` asks for the answer's confidence, which gate
+    `cascade` computes anyway.
     Raises PromptError when the parts do not go together: codes `bad_request`, `bad_gate`,
     `no_router`, `bad_weight`, `bad_similarity`, `duplicate_expert`.
     """
@@ -34,6 +37,7 @@ class GenerationRequest:
     gate: str = "mole"  # jobs.Gate, or `weights`
     router: str | None = None
     tau: float = TAU
+    rule: CascadeRule | None = None
     max_new_tokens: int = 128
     temperature: float = 0.0
     top_p: float = 1.0
@@ -59,7 +63,7 @@ class GenerationRequest:
     @property
     def cascades(self) -> bool:
         """True when a second pass may follow the first: engine/cascade.py."""
-        return self.gate == "cascade" and len(self.experts) > 1
+        return self.gate == "cascade" and self.rule is not None and len(self.experts) > 1
 
     def mix(self) -> Mix:
         """The gate's view of this request. Raises PromptError."""

@@ -12,13 +12,31 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from ramole_core.retrieval.card import ConfidenceScale
 from ramole_core.retrieval.encoder import Vectors
 
 WEIGHT: Final = 0.5  # of another adapter's vector at affinity 1
 NUM_PROMPTS: Final = 8  # sample prompts of an adapter that are answered
+FLOOR_QUANTILE: Final = 0.01  # of the adapters' answers to their own samples are less sure
 MAX_NEW_TOKENS: Final = 32  # of an answer; longer ones are compared by their beginning
 
 Matrix = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Said:
+    """An answer, and its mean log-probability of a token."""
+
+    text: str
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Affinities (N, N), and how sure the adapters were (None: nobody gave an answer)."""
+
+    affinity: Matrix
+    confidence: ConfidenceScale | None
 
 
 @dataclass(frozen=True)
@@ -63,8 +81,8 @@ def measure(
     samples: Sequence[Sequence[str]],
     vectors: Vectors,
     num_neighbours: int,
-    answer: Callable[[Sequence[tuple[int, str]]], Sequence[str | None]],
-) -> Matrix:
+    answer: Callable[[Sequence[tuple[int, str]]], Sequence[Said | None]],
+) -> Measured:
     """The affinities of N adapters. `answer` takes (place of the adapter, prompt) pairs and returns
     what each adapter alone says, in their order; None where it cannot."""
     found = trials(vectors, num_neighbours)
@@ -73,4 +91,23 @@ def measure(
     answers = {
         trial: [next(said) for _ in pairs] for trial, pairs in zip(found, asked, strict=True)
     }
-    return affinities(len(samples), answers)
+    texts = {
+        trial: [None if one is None else one.text for one in given]
+        for trial, given in answers.items()
+    }
+    return Measured(affinities(len(samples), texts), _confidence(answers))
+
+
+def _confidence(answers: Mapping[Trial, Sequence[Said | None]]) -> ConfidenceScale | None:
+    known = [
+        (trial.owner == trial.pupil, one.confidence)
+        for trial, given in answers.items()
+        for one in given
+        if one is not None
+    ]
+    own = [confidence for is_own, confidence in known if is_own]
+    if not own:
+        return None
+    floor = float(np.quantile(own, FLOOR_QUANTILE))
+    spread = float(np.std([confidence for _, confidence in known]))
+    return ConfidenceScale(floor=round(floor, 6), spread=round(spread, 6))

@@ -56,6 +56,18 @@ def _wire_file(path: str) -> str:
         raise ValueError(str(e)) from e
 
 
+class ConfidenceScale(Wire):
+    """How sure adapters are of their answers (mean log-probability of a token, at most 0): what
+    gate `cascade` needs to tell an unsure one.
+
+    99 % of the adapters' answers to their own samples are at least as sure as `floor`; `spread` is
+    the standard deviation over their answers to all samples they were tried on.
+    """
+
+    floor: float
+    spread: float = Field(ge=0.0)
+
+
 class EncoderCard(Wire):
     """Written after the model's files: an encoder without its card does not exist.
 
@@ -75,6 +87,7 @@ class EncoderCard(Wire):
     seed: int
     steps: int
     neighbours: int = 0  # adapters tried on another's samples, see affinity.py; 0: none
+    confidence: ConfidenceScale | None = None  # of these trials; null: there were none
     held_out_before: EncoderScores | None
     held_out_after: EncoderScores | None
     # path below model/ -> SHA-256

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ramole_core.errors import ConfigError, InvalidInputError
 from ramole_core.mole.gates import TAU
-from ramole_core.retrieval.card import EncoderCard
+from ramole_core.retrieval.card import ConfidenceScale, EncoderCard
 from ramole_core.retrieval.truncation import MiddleCut
 
 logger = logging.getLogger(__name__)
@@ -36,11 +36,13 @@ class Encoder:
         prefix: str = "",
         tau: float = TAU,
         cut: MiddleCut | None = None,
+        confidence: ConfidenceScale | None = None,
     ) -> None:
         self.model = model  # a SentenceTransformer
         self.prefix = prefix
         self.version = version
         self.tau = tau  # temperature of the retrieval prior that fits its similarities
+        self.confidence = confidence  # of the adapters that were described with it
         self._cut = cut  # None: the model drops the end of long texts
 
     @classmethod
@@ -69,7 +71,7 @@ class Encoder:
             with suppress(AttributeError):  # a kind of model without limit
                 model.max_seq_length = card.max_tokens
             cut = MiddleCut.of(model, card.max_tokens)
-            encoder = cls(model, card.version, card.prefix, card.tau, cut)
+            encoder = cls(model, card.version, card.prefix, card.tau, cut, card.confidence)
             length = float(np.linalg.norm(encoder.encode(["a probe"])))
         except Exception as e:
             raise InvalidInputError(f"encoder {card.version} is not loadable: {_line(e)}") from e

@@ -1,10 +1,13 @@
 """The vectors of all adapters under a new encoder: what their samples say, and what they can do."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from ramole_core.adapters.ref import AdapterRef
 from ramole_core.adapters.samples import parse_samples
 from ramole_core.retrieval.affinity import measure, mixed
+from ramole_core.retrieval.card import ConfidenceScale
 from ramole_core.retrieval.encoder import Vectors, adapter_vector
 from ramole_core.retrieval.tuning import Tuned
 from ramole_core.retrieval.vectors import samples_key
@@ -14,22 +17,34 @@ from worker.train.context import TrainContext
 from worker.train.solo import SoloAnswers
 
 
-def describe_adapters(
-    request: TrainRetriever, context: TrainContext, tuned: Tuned
-) -> dict[AdapterRef, Vectors]:
-    """The vector (D,) of every active adapter, those left out of the training too."""
+@dataclass(frozen=True)
+class Description:
+    """Adapter -> (D,), of every active adapter, those left out of the training too; and how sure
+    they are of their answers (None: they were not asked)."""
+
+    vectors: dict[AdapterRef, Vectors]
+    confidence: ConfidenceScale | None = None
+
+
+def describe_adapters(request: TrainRetriever, context: TrainContext, tuned: Tuned) -> Description:
+    """Embeds what was not embedded yet, and has the adapters answer samples of each other.
+
+    Raises ConfigError when that needs a base model that cannot be loaded here.
+    """
     refs = list(context.registry.active().values())
     if not refs:
-        return {}
+        return Description({})
     samples = [parse_samples(context.store.get(samples_key(ref))) for ref in refs]
     vectors = np.stack(
         [_vector(request, tuned, ref, texts) for ref, texts in zip(refs, samples, strict=True)]
     )  # (N, D)
-    if request.neighbours and len(refs) > 1:
-        solo = SoloAnswers(Workbench.open(context), context, refs)
-        with context.progress.running():
-            vectors = mixed(vectors, measure(samples, vectors, request.neighbours, solo.answer))
-    return dict(zip(refs, vectors, strict=True))
+    if not request.neighbours:
+        return Description(dict(zip(refs, vectors, strict=True)))
+    solo = SoloAnswers(Workbench.open(context), context, refs)
+    with context.progress.running():
+        found = measure(samples, vectors, request.neighbours, solo.answer)
+    vectors = mixed(vectors, found.affinity)
+    return Description(dict(zip(refs, vectors, strict=True)), found.confidence)
 
 
 def _vector(request: TrainRetriever, tuned: Tuned, ref: AdapterRef, samples: list[str]) -> Vectors:

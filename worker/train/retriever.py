@@ -16,7 +16,7 @@ from typing import Final
 import torch
 
 from ramole_core.jobs import utc_now
-from ramole_core.retrieval.card import EncoderCard, EncoderScores
+from ramole_core.retrieval.card import ConfidenceScale, EncoderCard, EncoderScores
 from ramole_core.retrieval.encoder import Encoder
 from ramole_core.retrieval.encoder_store import store_encoder
 from ramole_core.retrieval.training import Recipe, fine_tune
@@ -81,9 +81,12 @@ def run(request: TrainRetriever, context: TrainContext) -> TrainReport:
         name = Path(settings.encoder).name
         tuned = tune(encoder, name, samples, split, recipe, request.seed, show)
     described = describe_adapters(request, context, tuned)
-    version = _store(request, context, tuned, split, recipe)
+    version = _store(request, context, tuned, split, recipe, described.confidence)
     shelf = VectorShelf(context.store, version, tuned.encoder.encode, tuned.encoder.width)
-    for ref, vector in described.items():  # so that workers have an index as soon as they switch
+    for (
+        ref,
+        vector,
+    ) in described.vectors.items():  # so that workers have an index as soon as they switch
         shelf.keep(ref, vector)
     before, after = _overall(tuned.before), _overall(tuned.after)
     better = after is not None and after > max(before or 0.0, serving or 0.0)
@@ -114,7 +117,12 @@ def _serving_scores(
 
 
 def _store(
-    request: TrainRetriever, context: TrainContext, tuned: Tuned, split: Split, recipe: Recipe
+    request: TrainRetriever,
+    context: TrainContext,
+    tuned: Tuned,
+    split: Split,
+    recipe: Recipe,
+    confidence: ConfidenceScale | None,
 ) -> str:
     """Stores the version and returns its name. From here on the run cannot be interrupted."""
     settings = context.settings
@@ -130,6 +138,7 @@ def _store(
         seed=request.seed,
         steps=recipe.steps,
         neighbours=request.neighbours,
+        confidence=confidence,
         held_out_before=tuned.before,
         held_out_after=tuned.after,
         files={},

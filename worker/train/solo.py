@@ -9,7 +9,7 @@ from ramole_core.adapters.ref import AdapterRef
 from ramole_core.engine.engine import Engine
 from ramole_core.engine.request import Expert, Generation, GenerationRequest
 from ramole_core.errors import PromptError
-from ramole_core.retrieval.affinity import MAX_NEW_TOKENS
+from ramole_core.retrieval.affinity import MAX_NEW_TOKENS, Said
 from worker.routers import StoredRouters
 from worker.train.base import Workbench
 from worker.train.context import TrainContext
@@ -27,18 +27,18 @@ class SoloAnswers:
         self._progress = context.progress
         self._refs = refs
 
-    def answer(self, pairs: Sequence[tuple[int, str]]) -> list[str | None]:
+    def answer(self, pairs: Sequence[tuple[int, str]]) -> list[Said | None]:
         """For (place of the adapter, prompt) pairs what the adapter alone says, greedily and at
         most MAX_NEW_TOKENS long; None where it cannot. Raises UnavailableError on an outage."""
         order = sorted(range(len(pairs)), key=lambda i: pairs[i][0])  # few adapters in a batch
-        said: list[str | None] = [None] * len(pairs)
+        said: list[Said | None] = [None] * len(pairs)
         for start in range(0, len(order), SUBMITTED_AT_ONCE):
             rows = order[start : start + SUBMITTED_AT_ONCE]
             futures = [self._engine.submit(self._request(*pairs[row])) for row in rows]
             while not all(future.done() for future in futures):
                 self._engine.step()
             for row, future in zip(rows, futures, strict=True):
-                said[row] = _text(future)
+                said[row] = _said(future)
             self._progress.step(start + len(rows), len(order), "adapters answer samples")
         return said
 
@@ -49,11 +49,14 @@ class SoloAnswers:
             gate="weights",
             max_new_tokens=MAX_NEW_TOKENS,
             on_too_long="truncate",
+            wants_confidence=True,
         )
 
 
-def _text(future: "Future[Generation]") -> str | None:
+def _said(future: "Future[Generation]") -> Said | None:
     try:
-        return future.result().text
+        found = future.result()
     except PromptError:
         return None
+    assert found.confidence is not None
+    return Said(found.text, found.confidence)

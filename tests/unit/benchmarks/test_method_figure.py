@@ -11,11 +11,11 @@ MAX_BYTES = 150_000
 
 def panels() -> list[Panel]:
     theirs = [
-        Bar(f"Published {i}", "published", 9.0 * i, 9.0 * i - 3, 9.0 * i + 4) for i in range(9)
+        Bar(f"Published {i}", "published", 12.0 * i, 12.0 * i - 3, 12.0 * i + 4) for i in range(7)
     ]
-    ours = [Bar(f"Ours {i}, trained retriever", "ours", 90.0 + i, 85, 99, i == 7) for i in range(8)]
+    ours = [Bar(f"+ ours {i}", "ours", 90.0 + i, 85, 99, i == 3) for i in range(5)]
     bars = [*theirs, *ours]
-    return [Panel("One", bars, {"perfect selection": 97.0}), Panel("Two", bars, {"best": 88.0})]
+    return [Panel(f"Setting {i}", bars, {"perfect selection": 97.0 - i}) for i in range(3)]
 
 
 def test_the_figure_is_a_small_png_and_the_same_every_time(tmp_path: Path) -> None:

@@ -1,17 +1,21 @@
 """What the method benchmark asks the engine, on toys."""
 
+import random
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 
 from benchmarks.method.answers import Answers, Routers, question
 from benchmarks.method.cascade import cascade_answers
-from benchmarks.method.cases import SETTINGS, Case, Zoo, ref_of
+from benchmarks.method.cases import POOLS, Case, Zoo, ref_of
 from benchmarks.method.methods import Methods
-from benchmarks.method.retrieval import DEPTH, Retrieval, accuracy
+from benchmarks.method.retrieval import DEPTH, Retrieval, described, without
+from benchmarks.method.routers import blurred
 from ramole_core.engine.choice import CascadeRule
 from ramole_core.engine.request import Expert, Generation, GenerationRequest
+from ramole_core.retrieval.affinity import Measured
 from ramole_core.retrieval.encoder import Vectors
 
 from ..engine.tiny import REFS, tiny_engine
@@ -45,11 +49,33 @@ def retrieval(zoo: Zoo) -> Retrieval:
 
 def test_retrieval_masks_the_own_adapter_and_no_other(zoo: Zoo, retrieval: Retrieval) -> None:
     for place, name in enumerate(NAMES):
-        iid = retrieval.experts(place, "iid", DEPTH)
+        full = retrieval.experts(place, "full", DEPTH)
         masked = retrieval.experts(place, "masked", DEPTH)
-        assert iid[0].ref.name == name and iid[0].similarity == pytest.approx(1.0)
-        assert masked[: DEPTH - 1] == iid[1:]
-    assert accuracy(retrieval, zoo, "iid", 1) == 100.0
+        assert full[0].ref.name == name and full[0].similarity == pytest.approx(1.0)
+        assert masked[: DEPTH - 1] == full[1:]
+
+
+def test_a_masked_adapter_leaves_no_trace_in_the_vectors_of_the_others(zoo: Zoo) -> None:
+    rng = np.random.default_rng(0)
+    affinity = rng.random((len(NAMES), len(NAMES))).astype(np.float32)
+    compass: Any = Compass()
+    others = zoo_without(zoo, 2)
+    rest = [0, 1, 3, 4, 5]
+    alone = Retrieval.of("rest", compass, others, Measured(affinity[np.ix_(rest, rest)], None))
+    whole = Retrieval.of("all", compass, zoo, Measured(affinity, None))
+    assert np.allclose(without(described(compass, zoo), affinity, 2), alone.vectors)
+    assert whole.experts(2, "masked", DEPTH) == alone.experts(2, "full", DEPTH)
+    changed = affinity.copy()
+    changed[2], changed[:, 2] = 0.0, 1.0
+    again = Retrieval.of("all", compass, zoo, Measured(changed, None))
+    assert again.experts(2, "masked", DEPTH) == whole.experts(2, "masked", DEPTH)
+    assert again.experts(2, "full", DEPTH) != whole.experts(2, "full", DEPTH)
+
+
+def zoo_without(zoo: Zoo, place: int) -> Zoo:
+    """The same prompts, one adapter fewer."""
+    names = tuple(name for i, name in enumerate(zoo.adapters) if i != place)
+    return Zoo(names, zoo.families, zoo.samples, zoo.cases)
 
 
 def test_the_soup_is_one_set_for_all_prompts_but_for_the_masked(
@@ -63,12 +89,12 @@ def test_the_soup_is_one_set_for_all_prompts_but_for_the_masked(
         return [Generation("?", "stop", 1, 1, (1.0,)) for _ in requests]
 
     monkeypatch.setattr(answers, "ask", note)
-    for setting in SETTINGS:
-        Methods(zoo, answers).soup(retrieval, setting, 3)
-    iid, masked = ([{e.ref.name for e in q.experts} for q in questions] for questions in asked)
-    assert iid == [iid[0]] * len(NAMES) and len(iid[0]) == 3 and {"a2", "a3"} < iid[0]
+    for pool in POOLS:
+        Methods(zoo, answers).soup(retrieval, pool, 3)
+    full, masked = ([{e.ref.name for e in q.experts} for q in questions] for questions in asked)
+    assert full == [full[0]] * len(NAMES) and len(full[0]) == 3 and {"a2", "a3"} < full[0]
     for name, chosen in zip(NAMES, masked, strict=True):
-        assert name not in chosen and (chosen == iid[0] or name in iid[0])
+        assert name not in chosen and (chosen == full[0] or name in full[0])
     assert {q.gate for questions in asked for q in questions} == {"fusion"}
 
 
@@ -76,11 +102,11 @@ def test_the_soup_is_one_set_for_all_prompts_but_for_the_masked(
 @pytest.mark.parametrize("pooled", [True, False])
 def test_the_cascade_from_the_table_is_the_engines(threshold: float, pooled: bool) -> None:
     engine = tiny_engine()
-    engine.rule = CascadeRule(threshold=threshold, pooled=pooled, confidence_weight=20.0)
+    rule = CascadeRule(threshold=threshold, pooled=pooled, confidence_weight=20.0)
     answers = Answers(engine, Routers())
     places = [(0, 1, 2), (3, 1, 4), (5, 0, 2), (2,)]
     asked = [
-        question(f"prompt {number}", experts, "cascade")
+        question(f"prompt {number}", experts, "cascade", rule=rule)
         for number, chosen in enumerate(places)
         for experts in [[Expert(REFS[p], 0.6 - 0.02 * i) for i, p in enumerate(chosen)]]
     ]
@@ -100,3 +126,12 @@ def test_a_question_is_asked_once() -> None:
     steps = answers.engine.num_steps
     assert answers.ask([request]) == first[:1] and answers.engine.num_steps == steps
     assert first[0].confidence is not None and len(answers) == 1
+
+
+def test_a_blurred_prompt_has_some_of_its_words_in_their_order_and_never_none() -> None:
+    rng = random.Random(0)
+    prompt = "please write the word horse backwards"
+    found = [blurred(prompt, rng).split() for _ in range(200)]
+    assert all(words and [w for w in prompt.split() if w in words] == words for words in found)
+    assert 2 < np.mean([len(words) for words in found]) < 4
+    assert {blurred("word", rng) for _ in range(20)} == {"word"}

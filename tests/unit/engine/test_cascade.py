@@ -14,14 +14,15 @@ from ..mole.tiny import tiny_model
 from .tiny import FakeClock, answers, ask, byte_tokenizer, drain, tiny_engine
 
 LETTERS = "abcdefghijklmnop qrstuvwxyz"
-ALWAYS, NEVER = CascadeRule(threshold=math.inf), CascadeRule(threshold=-math.inf)
-HALF = CascadeRule(threshold=-2.2)  # of the answers below, about one in two is that sure
+ALWAYS, NEVER = CascadeRule(math.inf, 3.0), CascadeRule(-math.inf, 3.0)
+HALF = CascadeRule(-2.2, 3.0)  # of the answers below, about one in two is that sure
 
 
 def ruled(rule, **settings):
-    """An engine under `rule`."""
+    """An engine that gives every request `rule`."""
     engine = tiny_engine(**settings)
-    engine.rule = rule
+    submit = engine.submit
+    engine.submit = lambda request: submit(replace(request, rule=rule))
     return engine
 
 
@@ -129,8 +130,8 @@ def test_a_threshold_that_all_reach_is_gate_mole():
 def test_a_confidence_at_the_threshold_is_enough():
     request = ask("abc", 0, 1, 2, gate="cascade")
     confidence = one(replace(request, gate="mole")).confidence
-    [at] = answers(ruled(CascadeRule(threshold=confidence)), [request])
-    [above] = answers(ruled(CascadeRule(threshold=math.nextafter(confidence, 0))), [request])
+    [at] = answers(ruled(CascadeRule(confidence, 3.0)), [request])
+    [above] = answers(ruled(CascadeRule(math.nextafter(confidence, 0), 3.0)), [request])
     assert (at.extra_passes, above.extra_passes) == (0, 3)
 
 

@@ -1,12 +1,13 @@
 """The choice among the answers of a second pass."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ramole_core.engine.choice import RULE, Candidate, CascadeRule, choose
+from ramole_core.engine.choice import Candidate, CascadeRule, choose
 
 CANDIDATES = st.lists(
     st.builds(
@@ -19,8 +20,10 @@ CANDIDATES = st.lists(
     min_size=1,
     max_size=8,
 )
+RULE = CascadeRule(threshold=-0.05, confidence_weight=3.0)
 RULES = st.builds(
     CascadeRule,
+    threshold=st.just(-0.05),
     confidence_weight=st.sampled_from([0.0, 0.5, 3.0]),
     prior_weight=st.sampled_from([0.0, 1.0, 2.0]),
     pooled=st.booleans(),
@@ -56,7 +59,7 @@ def test_the_answer_is_the_one_of_the_formula(candidates, w, beta):
     best = sorted(totals.values())[-2:]
     if not best or (len(best) == 2 and math.isclose(*best, rel_tol=1e-6)):
         return
-    rule = CascadeRule(confidence_weight=w, prior_weight=beta)
+    rule = CascadeRule(-0.05, confidence_weight=w, prior_weight=beta)
     assert totals[candidates[choose(candidates, rule)].text] == best[-1]
 
 
@@ -77,15 +80,15 @@ def test_unpooled_the_heaviest_candidate_wins(candidates, rule):
 def test_equal_answers_add_up_their_weights():
     lone, twin = candidate("lone", -0.5, similarity=0.9), candidate("twin", -0.6)
     assert choose([lone, twin, twin], RULE) == 1
-    assert choose([lone, twin, twin], CascadeRule(pooled=False)) == 0
+    assert choose([lone, twin, twin], replace(RULE, pooled=False)) == 0
     assert choose([lone, twin], RULE) == 0
 
 
 def test_confidence_and_prior_pull_with_their_weights():
     sure, similar = candidate("sure", -0.1, -3.0), candidate("similar", -1.0, -0.5)
-    assert choose([sure, similar], CascadeRule(confidence_weight=3.0)) == 0
-    assert choose([sure, similar], CascadeRule(confidence_weight=2.0)) == 1
-    assert choose([sure, similar], CascadeRule(confidence_weight=2.0, prior_weight=0.5)) == 0
+    assert choose([sure, similar], CascadeRule(-0.05, confidence_weight=3.0)) == 0
+    assert choose([sure, similar], CascadeRule(-0.05, confidence_weight=2.0)) == 1
+    assert choose([sure, similar], CascadeRule(-0.05, confidence_weight=2.0, prior_weight=0.5)) == 0
 
 
 def test_ties_go_to_the_more_similar():
@@ -99,3 +102,9 @@ def test_numbers_that_would_underflow_still_decide():
     assert choose([worse, poor], RULE) == 1
     hopeless = [candidate("a", log_prior=-math.inf, similarity=s) for s in (0.1, 0.2)]
     assert choose(hopeless, RULE) == 1
+
+
+def test_a_rule_is_calibrated_by_how_sure_adapters_are_of_their_answers():
+    rule = CascadeRule.calibrated(floor=-0.2, spread=0.5)
+    assert (rule.threshold, rule.confidence_weight) == (-0.2, 6.0)
+    assert math.isfinite(CascadeRule.calibrated(0.0, 0.0).confidence_weight)

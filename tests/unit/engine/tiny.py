@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from ramole_core.adapters.ref import AdapterRef
+from ramole_core.engine.choice import CascadeRule
 from ramole_core.engine.engine import Engine
 from ramole_core.engine.model import describe_base
 from ramole_core.engine.request import Expert, GenerationRequest
@@ -88,13 +89,18 @@ def tiny_engine(
     return Engine(base, mole, bank, Routers(base.targets), chosen, clock or FakeClock())
 
 
+RULE = CascadeRule(threshold=-0.05, confidence_weight=3.0)
+
+
 def ask(prompt: str, *places: int, **options: Any) -> GenerationRequest:
-    """A request for experts REFS[place] with falling similarities."""
+    """A request for experts REFS[place] with falling similarities; gate `cascade` has RULE."""
     experts = tuple(
         Expert(REFS[p], similarity=0.6 - 0.02 * i, weight=options.pop(f"w{i}", 0.5))
         for i, p in enumerate(places)
     )
-    return GenerationRequest(prompt, experts=experts, **({"max_new_tokens": 12} | options))
+    return GenerationRequest(
+        prompt, experts=experts, **({"max_new_tokens": 12, "rule": RULE} | options)
+    )
 
 
 def drain(engine: Engine) -> None:

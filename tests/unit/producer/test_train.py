@@ -80,10 +80,11 @@ def test_every_flag_reaches_the_request(ramole: Any, fake: Fake) -> None:
         "learning_rate": 0.01, "activate": "never", "dry_run": True,
     }  # fmt: skip
     words = "--fraction 0.4 --seed 1 --data d --exclude x,y --steps 5 --dry-run --activate always"
+    words += " --neighbours 3"
     assert ramole("train", "retriever", *words.split())[0] == 0
     assert fake.request == {
         "kind": "retriever", "fraction": 0.4, "seed": 1, "data": "d", "exclude": ["x", "y"],
-        "steps": 5, "activate": "always", "dry_run": True,
+        "steps": 5, "activate": "always", "dry_run": True, "neighbours": 3,
     }  # fmt: skip
 
 

@@ -5,7 +5,15 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from ramole_core.retrieval.affinity import NUM_PROMPTS, Trial, affinities, measure, mixed, trials
+from ramole_core.retrieval.affinity import (
+    NUM_PROMPTS,
+    Said,
+    Trial,
+    affinities,
+    measure,
+    mixed,
+    trials,
+)
 
 
 def unit(values: np.ndarray) -> np.ndarray:
@@ -50,16 +58,34 @@ def test_measuring_asks_each_pair_once_and_hands_the_answers_to_the_right_trial(
     samples = [[f"{owner}:{i}" for i in range(num_samples)] for owner in range(4)]
     asked: list[tuple[int, str]] = []
 
-    def answer(pairs: Sequence[tuple[int, str]]) -> list[str | None]:
+    def answer(pairs: Sequence[tuple[int, str]]) -> list[Said | None]:
         """Adapters 0 and 1 agree on even samples, nobody else on anything."""
         asked.extend(pairs)
         return [
-            "same" if pupil < 2 and int(text.split(":")[1]) % 2 == 0 else f"{pupil} {text}"
+            Said("same" if pupil < 2 and int(text[2:]) % 2 == 0 else f"{pupil} {text}", -1.0)
             for pupil, text in pairs
         ]
 
-    found = measure(samples, VECTORS, 3, answer)
+    found = measure(samples, VECTORS, 3, answer).affinity
     used = min(num_samples, NUM_PROMPTS)
     assert len(asked) == len(set(asked)) == 16 * used
     assert found[0, 1] == found[1, 0] == pytest.approx(-(-used // 2) / used)
     assert found[2].tolist() == [0, 0, 1, 0]
+
+
+def test_confidence_is_of_own_answers_at_its_low_end_and_of_all_in_its_spread() -> None:
+    def answer(pairs: Sequence[tuple[int, str]]) -> list[Said | None]:
+        """Everyone is sure of the own samples and unsure of others'; the last never answers."""
+        sure = [int(text[0]) == pupil for pupil, text in pairs]
+        return [
+            None if pupil == 3 else Said("x", -0.1 if is_own else -0.9)
+            for (pupil, _), is_own in zip(pairs, sure, strict=True)
+        ]
+
+    found = measure([[f"{owner}"] for owner in range(4)], VECTORS, 3, answer).confidence
+    assert found is not None and found.floor == pytest.approx(-0.1)
+    assert found.spread == pytest.approx(float(np.std([-0.1] * 3 + [-0.9] * 9)))
+    assert (
+        measure([["0"], ["1"]], VECTORS[:2], 1, lambda pairs: [None] * len(pairs)).confidence
+        is None
+    )

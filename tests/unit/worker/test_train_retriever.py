@@ -18,7 +18,8 @@ from ramole_core import keys, zoo
 from ramole_core.activations import Activations
 from ramole_core.adapters.registry import Registry
 from ramole_core.adapters.samples import parse_samples
-from ramole_core.retrieval.affinity import WEIGHT
+from ramole_core.retrieval.affinity import WEIGHT, Said
+from ramole_core.retrieval.card import ConfidenceScale
 from ramole_core.retrieval.encoder import Encoder, adapter_vector
 from ramole_core.retrieval.encoder_store import fetch_encoder
 from ramole_core.retrieval.vectors import VectorShelf, samples_key
@@ -109,13 +110,14 @@ def _refs(store: DirectoryStore) -> list[Any]:
 def test_each_adapter_is_also_described_by_what_it_answers_as_others_do(
     train: Train, store: DirectoryStore, monkeypatch: pytest.MonkeyPatch, home: Path
 ) -> None:
-    def says(self: SoloAnswers, pairs: Any) -> list[str]:
+    def says(self: SoloAnswers, pairs: Any) -> list[Said]:
         """The first two adapters always agree, the third never with anybody."""
-        return ["yes" if place < 2 else f"{prompt}?" for place, prompt in pairs]
+        return [Said("yes" if place < 2 else f"{prompt}?", -0.25) for place, prompt in pairs]
 
     monkeypatch.setattr(SoloAnswers, "answer", says)
     _, found, _ = train(activate="always", neighbours=2)
     encoder = fetch_encoder(store, found["version"], home / "cache" / "encoders")
+    assert encoder.confidence == ConfidenceScale(floor=-0.25, spread=0.0)
     shelf = VectorShelf(store, encoder.version, encoder.encode, encoder.width)
     refs = _refs(store)
     samples = [parse_samples(store.get(samples_key(ref))) for ref in refs]
@@ -141,7 +143,9 @@ def test_solo_answers_are_those_of_the_adapters_under_peft(
         base = AutoModelForCausalLM.from_pretrained(zoo.base_path())
         model = PeftModel.from_pretrained(base, str(zoo.adapter_path(ref.name)))
         mine = [i for i, (pupil, _) in enumerate(pairs) if pupil == place]
-        assert [found[i] for i in mine] == answers(model, tokenizer, [pairs[i][1] for i in mine])
+        assert [found[i].text for i in mine] == answers(
+            model, tokenizer, [pairs[i][1] for i in mine]
+        )
 
 
 def test_the_same_run_again_changes_nothing(train: Train, store: DirectoryStore) -> None:
