@@ -16,8 +16,8 @@ _FLAGS: Final[list[tuple[tuple[str, ...], dict[str, Any]]]] = [
         ("--gate",),
         {
             "type": click.Choice(get_args(Gate)),
-            "help": "How adapters are mixed (mole). cascade: mole, and where that is not sure, the "
-            "best answer of each adapter alone.",
+            "help": "How adapters are mixed (cascade: mole, and where that is not sure, the best "
+            "answer of each adapter alone).",
         },
     ),
     (("--min-similarity",), {"type": float, "help": "Adapters less similar are not used."}),

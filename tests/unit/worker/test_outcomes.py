@@ -9,6 +9,7 @@ import pytest
 from ramole_core import jobs
 from ramole_core.adapters.ref import AdapterRef
 from ramole_core.adapters.registry import Registry
+from ramole_core.engine.choice import CascadeRule
 from ramole_core.engine.request import Expert, Generation, GenerationRequest
 from ramole_core.errors import PromptError
 from ramole_core.jobs import PromptRequest, PromptResult
@@ -76,6 +77,7 @@ def test_explicit_adapters_bypass_every_gate_and_retrieved_ones_get_the_jobs(wor
     assert (explicit.gate, job.gate, own.gate) == ("weights", "cascade", "mole")
     assert explicit.experts == (Expert(AdapterRef("a0", 1), weight=0.3),)
     assert job.cascades and not explicit.cascades
+    assert job.rule == CascadeRule.calibrated(floor=-0.1, spread=0.5)
 
 
 def ended(answer: Generation | PromptError) -> PromptResult:

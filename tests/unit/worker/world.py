@@ -16,6 +16,7 @@ from ramole_core.adapters.registry import Registry
 from ramole_core.engine.request import Generation, GenerationRequest
 from ramole_core.errors import NotFoundError, PromptError
 from ramole_core.jobs import JobOptions, Manifest, Pins, PromptRequest, PromptResult
+from ramole_core.retrieval.card import ConfidenceScale
 from ramole_core.retrieval.encoder import Vectors
 from ramole_core.store import ObjectStore
 from ramole_core.store.directory import DirectoryStore
@@ -45,8 +46,13 @@ class FakeEncoder:
 
     width = WIDTH
 
-    def __init__(self, version: str = "fake", tau: float = 0.05) -> None:
+    def __init__(
+        self,
+        version: str = "fake",
+        tau: float = 0.05,
+    ) -> None:
         self.version, self.tau = version, tau
+        self.confidence = ConfidenceScale(floor=-0.1, spread=0.5)
         self.calls: list[list[str]] = []
         self.entered, self.gate = threading.Event(), threading.Event()
         self.gate.set()
