@@ -156,6 +156,12 @@ def test_the_same_run_again_changes_nothing(train: Train, store: DirectoryStore)
     assert contents(store) == before
 
 
+def test_no_version_has_two_sets_of_vectors(train: Train) -> None:
+    _, plain, _ = train(activate="never", neighbours=0)
+    _, mixed, _ = train(activate="never", neighbours=2)
+    assert plain["version"] != mixed["version"]
+
+
 def test_what_is_no_better_is_stored_but_not_in_use(
     train: Train, store: DirectoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
