@@ -184,7 +184,9 @@ class Encoders:
 
     def _add(self, encoder: Encoder, num_users: int = 0) -> _Loaded:
         service = EncoderService(encoder)
-        shelf = VectorShelf(self._store, encoder.version, service.encode, service.width)
+        shelf = VectorShelf(
+            self._store, encoder.version, service.encode, service.width, encoder.vectors
+        )
         retriever = Retriever(self._registry, shelf, service.encode, service.width)
         scale = encoder.confidence
         rule = None if scale is None else CascadeRule.calibrated(scale.floor, scale.spread)

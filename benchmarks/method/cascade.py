@@ -43,8 +43,9 @@ def _chosen(request: GenerationRequest, mixture: Generation, alone: list[Generat
     if (best := choose(candidates, rule)) < len(alone):
         weights = tuple(float(place == best) for place in range(len(alone)))
         answer = replace(alone[best], weights=weights)
-    num_tokens = sum(a.completion_tokens for a in alone)
-    return replace(answer, extra_passes=len(alone), extra_tokens=num_tokens)
+    num_tokens = sum(a.completion_tokens for a in (mixture, *alone))
+    extra = num_tokens - answer.completion_tokens
+    return replace(answer, extra_passes=len(alone), extra_tokens=extra)
 
 
 def _first_pass(request: GenerationRequest) -> GenerationRequest:

@@ -99,8 +99,9 @@ class Cascade:
         if candidates and (best := choose(candidates, self._rule)) < len(places):
             weights = tuple(float(place == places[best]) for place in range(len(futures)))
             answer = replace(alone[places[best]], weights=weights)
-        num_tokens = sum(a.completion_tokens for a in alone.values())
-        return replace(answer, extra_passes=len(alone), extra_tokens=num_tokens)
+        num_tokens = sum(a.completion_tokens for a in (mixture, *alone.values()))
+        extra = num_tokens - answer.completion_tokens
+        return replace(answer, extra_passes=len(alone), extra_tokens=extra)
 
     def _finish(self, outcome: Generation | BaseException) -> None:
         """The first outcome counts."""

@@ -51,7 +51,7 @@ class Engine:
     For watchers (any thread may read): `progress_at` clock time of the last finished forward or
     idle tick, standing still once the engine has ended; `idle`; `num_prompts` answered or failed
     (under gate `cascade` counted once, at the end of the first pass), `num_generated_tokens`,
-    `num_steps`. `rule` are the constants of gate `cascade`.
+    `num_steps`.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Engine:
         except RamoleError as e:
             future.set_exception(e)
             return future
-        if request.cascades and request.rule is not None:
+        if request.cascades and request.rule is not None:  # the second says it to the type checker
             return Cascade(sequence, self._queue, request.rule).start()
         self._queue([sequence])
         return future

@@ -92,4 +92,4 @@ class Generation:
     weights: tuple[float, ...]  # aligned with the request's experts: mean gate weight
     confidence: float | None = None
     extra_passes: int = 0  # further answers that gate `cascade` had decoded for this one
-    extra_tokens: int = 0  # generated tokens of these
+    extra_tokens: int = 0  # generated tokens of all answers but this one

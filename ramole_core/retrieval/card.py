@@ -72,8 +72,9 @@ class EncoderCard(Wire):
     """Written after the model's files: an encoder without its card does not exist.
 
     `tau` is the temperature of the retrieval prior that fits this encoder's similarities.
-    `floor` is the similarity that 99 % of the samples reach with their own adapter: a start for
-    `min_similarity`.
+    `floor` is the similarity that 99 % of the held-out samples reach with their own adapter: a
+    start for `min_similarity`. It and the scores are of adapters described by their samples
+    alone; what other adapters answer (`neighbours`) comes on top.
     """
 
     version: Name
@@ -92,6 +93,7 @@ class EncoderCard(Wire):
     held_out_after: EncoderScores | None
     # path below model/ -> SHA-256
     files: dict[Annotated[str, AfterValidator(_wire_file)], str] = Field(max_length=MAX_FILES)
+    vectors: dict[str, str] = Field(default_factory=dict)  # NAME@VERSION -> SHA-256, as trained
     created_at: str
 
 

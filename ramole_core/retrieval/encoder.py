@@ -7,6 +7,7 @@ two encoders are never mixed. Loading is offline for the packaged model and for 
 import hashlib
 import logging
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -37,12 +38,14 @@ class Encoder:
         tau: float = TAU,
         cut: MiddleCut | None = None,
         confidence: ConfidenceScale | None = None,
+        vectors: Mapping[str, str] | None = None,
     ) -> None:
         self.model = model  # a SentenceTransformer
         self.prefix = prefix
         self.version = version
         self.tau = tau  # temperature of the retrieval prior that fits its similarities
         self.confidence = confidence  # of the adapters that were described with it
+        self.vectors = vectors or {}  # NAME@VERSION -> SHA-256 of those that were trained
         self._cut = cut  # None: the model drops the end of long texts
 
     @classmethod
@@ -71,7 +74,9 @@ class Encoder:
             with suppress(AttributeError):  # a kind of model without limit
                 model.max_seq_length = card.max_tokens
             cut = MiddleCut.of(model, card.max_tokens)
-            encoder = cls(model, card.version, card.prefix, card.tau, cut, card.confidence)
+            encoder = cls(
+                model, card.version, card.prefix, card.tau, cut, card.confidence, card.vectors
+            )
             length = float(np.linalg.norm(encoder.encode(["a probe"])))
         except Exception as e:
             raise InvalidInputError(f"encoder {card.version} is not loadable: {_line(e)}") from e

@@ -8,6 +8,7 @@ is checked again whenever it is loaded. Versions are immutable. What may lie in 
 import os
 import secrets
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -34,7 +35,12 @@ from ramole_core.store.base import ObjectStore
 _TMP: Final = ".tmp"
 
 
-def store_encoder(store: ObjectStore, folder: Path, card: EncoderCard) -> EncoderCard:
+def store_encoder(
+    store: ObjectStore,
+    folder: Path,
+    card: EncoderCard,
+    before_card: Callable[[], None] = lambda: None,
+) -> EncoderCard:
     """Stores the model that lies in `folder`; returns its card with the hashes of the files.
 
     Storing the same again changes nothing. Raises InvalidInputError for files that a model may not
@@ -49,6 +55,7 @@ def store_encoder(store: ObjectStore, folder: Path, card: EncoderCard) -> Encode
         return _equal(read_encoder_card(store, card.version), card)
     for name in card.files:
         store.upload(folder / name, keys.encoder_files(card.version) + name)
+    before_card()
     if store.create(keys.encoder_card(card.version), card.model_dump_json(indent=2).encode()):
         return card
     return _equal(read_encoder_card(store, card.version), card)

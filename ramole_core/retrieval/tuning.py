@@ -70,13 +70,17 @@ class Split:
         return found
 
     def held_out(self, samples: Samples) -> list[tuple[str, int]]:
-        """(adapter, place) of every sample that gives none, in the order of `samples`."""
+        """(adapter, place) of every sample that gives none, in the order of `samples`; copies of
+        texts that do give some are neither."""
         kept = {name: set(places) for name, places in self.training.items()}
+        learnt = {
+            samples[name][i].strip() for name, places in self.training.items() for i in places
+        }
         return [
             (name, i)
             for name, texts in samples.items()
-            for i in range(len(texts))
-            if i not in kept.get(name, ())
+            for i, text in enumerate(texts)
+            if i not in kept.get(name, ()) and text.strip() not in learnt
         ]
 
 

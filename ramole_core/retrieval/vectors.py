@@ -1,7 +1,8 @@
 """Adapter vectors in the store: made once per (encoder version, adapter version)."""
 
+import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import numpy as np
@@ -18,13 +19,25 @@ SLICE: Final = 32  # samples per call: an upload of a thousand keeps no search w
 
 
 class VectorShelf:
-    """Reads an adapter's vector, or makes it from the stored samples when it is missing."""
+    """Reads an adapter's vector, or makes it from the stored samples when it is missing.
 
-    def __init__(self, store: ObjectStore, encoder_version: str, embed: Embed, width: int) -> None:
+    `trained` (NAME@VERSION -> SHA-256) names those that came out of the encoder's training: samples
+    alone do not give them again, so they are read as they were stored, or not at all.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        encoder_version: str,
+        embed: Embed,
+        width: int,
+        trained: Mapping[str, str] | None = None,
+    ) -> None:
         self._store = store
         self._version = encoder_version
         self._embed = embed
         self._width = width
+        self._trained = trained or {}
 
     def describe(self, ref: AdapterRef, samples: list[str]) -> Vectors:
         """Embeds the samples and stores the vector. Idempotent: same samples, same bytes."""
@@ -33,22 +46,36 @@ class VectorShelf:
         self.keep(ref, vector)
         return vector
 
-    def keep(self, ref: AdapterRef, vector: Vectors) -> None:
-        """Stores the adapter's vector (D,)."""
+    def keep(self, ref: AdapterRef, vector: Vectors) -> str:
+        """Stores the adapter's vector (D,); the SHA-256 of what was stored."""
         buffer = io.BytesIO()
         np.save(buffer, vector, allow_pickle=False)
-        self._store.put(keys.vector(self._version, ref), buffer.getvalue())
+        data = buffer.getvalue()
+        self._store.put(keys.vector(self._version, ref), data)
+        return hashlib.sha256(data).hexdigest()
 
     def vector(self, ref: AdapterRef) -> Vectors:
         """(D,) float32, made anew from the samples when it is missing or damaged.
 
-        Raises NotFoundError, AdapterRefusedError when the samples are gone or damaged too.
+        Raises NotFoundError, AdapterRefusedError when the samples are gone or damaged too, or
+        the vector is one that only the training can give.
         """
         try:
-            data = self._store.get(keys.vector(self._version, ref))
-            return self._checked(np.load(io.BytesIO(data), allow_pickle=False))
-        except (NotFoundError, ValueError, EOFError, OSError):
+            return self._read(ref)
+        except (NotFoundError, ValueError, EOFError, OSError) as e:
+            if str(ref) in self._trained:
+                raise NotFoundError(
+                    f"its vector under encoder {self._version} is gone or damaged, and jobs pin "
+                    "that version: restore it, or train the retriever again"
+                ) from e
             return self.describe(ref, parse_samples(self._store.get(samples_key(ref))))
+
+    def _read(self, ref: AdapterRef) -> Vectors:
+        data = self._store.get(keys.vector(self._version, ref))
+        wanted = self._trained.get(str(ref))
+        if wanted is not None and hashlib.sha256(data).hexdigest() != wanted:
+            raise ValueError("not the vector that was trained")
+        return self._checked(np.load(io.BytesIO(data), allow_pickle=False))
 
     def _checked(self, vector: Vectors) -> Vectors:
         if vector.shape != (self._width,) or not np.isfinite(vector).all():

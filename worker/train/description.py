@@ -7,6 +7,7 @@ import numpy as np
 
 from ramole_core.adapters.ref import AdapterRef
 from ramole_core.adapters.samples import parse_samples
+from ramole_core.errors import AdapterRefusedError, NotFoundError
 from ramole_core.retrieval.affinity import NUM_PROMPTS, measure, mixed
 from ramole_core.retrieval.card import ConfidenceScale
 from ramole_core.retrieval.encoder import Vectors, adapter_vector
@@ -27,42 +28,52 @@ class Description:
     confidence: ConfidenceScale | None = None
 
 
-def describe_adapters(request: TrainRetriever, context: TrainContext, tuned: Tuned) -> Description:
-    """Embeds what was not embedded yet, and has the adapters answer samples of each other.
+class Describer:
+    """The active adapters with their samples, and what has them answered. Opened before anything
+    is trained: what cannot be read or loaded is found out first. An adapter whose samples cannot
+    be read is left out with a word, as retrieval does.
 
-    Raises ConfigError when that needs a base model that cannot be loaded here.
+    Raises ConfigError when the answers need a base model that cannot be loaded here.
     """
-    refs = list(context.registry.active().values())
-    if not refs:
-        return Description({})
-    samples = [parse_samples(context.store.get(samples_key(ref))) for ref in refs]
-    vectors = np.stack(
-        [_vector(request, tuned, ref, texts) for ref, texts in zip(refs, samples, strict=True)]
-    )  # (N, D)
-    if not request.neighbours:
-        return Description(dict(zip(refs, vectors, strict=True)))
-    solo = SoloAnswers(Workbench.open(context), context, refs)
-    with context.progress.running():
-        found = measure(samples, vectors, request.neighbours, solo.answer)
-    vectors = mixed(vectors, found.affinity)
-    return Description(dict(zip(refs, vectors, strict=True)), found.confidence)
 
+    def __init__(self, request: TrainRetriever, context: TrainContext) -> None:
+        self._request = request
+        self._context = context
+        self._samples: dict[AdapterRef, list[str]] = {}
+        for ref in context.registry.active().values():
+            try:
+                self._samples[ref] = parse_samples(context.store.get(samples_key(ref)))
+            except (NotFoundError, AdapterRefusedError) as e:
+                context.progress.say(f"adapter {ref} will not be found: {e}")
+        refs = list(self._samples)
+        wanted = request.neighbours and refs
+        self._solo = SoloAnswers(Workbench.open(context), context, refs) if wanted else None
 
-def estimated_seconds(request: TrainRetriever, context: TrainContext) -> float:
-    """How long the adapters would take to answer, from a few answers of the first one."""
-    refs = list(context.registry.active().values())
-    if not request.neighbours or not refs:
-        return 0.0
-    solo = SoloAnswers(Workbench.open(context), context, refs)
-    samples = parse_samples(context.store.get(samples_key(refs[0])))[:NUM_PROMPTS]
-    began = time.monotonic()
-    with context.progress.running():
-        solo.answer([(0, text) for text in samples])
-    seconds = (time.monotonic() - began) / len(samples)
-    num_pupils = 1 + min(request.neighbours, len(refs) - 1)
-    return seconds * len(refs) * num_pupils * NUM_PROMPTS
+    def describe(self, tuned: Tuned) -> Description:
+        """Embeds what was not embedded yet, and has the adapters answer samples of each other."""
+        if not self._samples:
+            return Description({})
+        samples = list(self._samples.values())
+        vectors = np.stack([self._vector(tuned, ref) for ref in self._samples])  # (N, D)
+        if self._solo is None:
+            return Description(dict(zip(self._samples, vectors, strict=True)))
+        with self._context.progress.running():
+            found = measure(samples, vectors, self._request.neighbours, self._solo.answer)
+        vectors = mixed(vectors, found.affinity)
+        return Description(dict(zip(self._samples, vectors, strict=True)), found.confidence)
 
+    def estimated_seconds(self) -> float:
+        """How long the adapters would take to answer, from a few answers of the first one."""
+        if self._solo is None:
+            return 0.0
+        texts = next(iter(self._samples.values()))[:NUM_PROMPTS]
+        began = time.monotonic()
+        with self._context.progress.running():
+            self._solo.answer([(0, text) for text in texts])
+        seconds = (time.monotonic() - began) / len(texts)
+        num_pupils = 1 + min(self._request.neighbours, len(self._samples) - 1)
+        return seconds * len(self._samples) * num_pupils * NUM_PROMPTS
 
-def _vector(request: TrainRetriever, tuned: Tuned, ref: AdapterRef, samples: list[str]) -> Vectors:
-    known = tuned.vectors.get(ref.name) if request.data is None else None
-    return adapter_vector(tuned.encoder.encode(samples) if known is None else known)
+    def _vector(self, tuned: Tuned, ref: AdapterRef) -> Vectors:
+        known = tuned.vectors.get(ref.name) if self._request.data is None else None
+        return adapter_vector(tuned.encoder.encode(self._samples[ref]) if known is None else known)

@@ -40,7 +40,7 @@ def store_version(
     described: Description,
 ) -> str:
     """Writes vectors and files, then the card, and returns the version's name. Until the card is
-    there nothing has changed; the run cannot be interrupted from here on."""
+    there nothing has changed; from then on the run cannot be interrupted."""
     settings, version = context.settings, version_of(tuned, described)
     card = EncoderCard(
         version=version,
@@ -64,8 +64,8 @@ def store_version(
     temporary.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=temporary, prefix="encoder-") as folder:
         tuned.encoder.model.save_pretrained(folder, create_model_card=False)
-        context.interrupts.ignore()
         shelf = VectorShelf(context.store, version, tuned.encoder.encode, tuned.encoder.width)
-        for ref, vector in described.vectors.items():
-            shelf.keep(ref, vector)
-        return store_encoder(context.store, Path(folder), card).version
+        hashes = {str(ref): shelf.keep(ref, vector) for ref, vector in described.vectors.items()}
+        card = card.model_copy(update={"vectors": hashes})
+        stored = store_encoder(context.store, Path(folder), card, context.interrupts.ignore)
+        return stored.version

@@ -22,13 +22,17 @@ from ramole_core.training import TrainReport, TrainRetriever
 from worker.encoder_source import EncoderSource, load_encoder_in_use
 from worker.train.activation import decide
 from worker.train.context import TrainContext
-from worker.train.description import describe_adapters, estimated_seconds
+from worker.train.description import Describer
 from worker.train.encoder_version import store_version
 from worker.train.progress import Progress
 from worker.train.sample_sets import read_sample_sets, registered_samples
 
 TRIAL_STEPS: Final = 2
 TRIAL_TEXTS: Final = 64
+NOT_MEASURED: Final = (
+    "stored but not in use: nothing was held out to judge it by (with under 5 samples of every "
+    "adapter use --fraction below 1, or --activate always)"
+)
 NUM_EMBEDDINGS: Final = 2  # of all samples: before and after
 
 
@@ -45,7 +49,7 @@ def run(request: TrainRetriever, context: TrainContext) -> TrainReport:
     settings = context.settings
     torch.set_num_threads(settings.torch_threads or len(os.sched_getaffinity(0)))
     encoder = Encoder.load(settings.encoder, settings.encoder_prefix)
-    job = Job(request, samples, split, recipe, encoder)
+    job = Job(request, samples, split, recipe, encoder, Describer(request, context))
     return _estimated(job, context) if request.dry_run else _trained(job, context)
 
 
@@ -58,6 +62,7 @@ class Job:
     split: Split
     recipe: Recipe
     encoder: Encoder  # RAMOLE_ENCODER's own
+    describer: Describer
 
     def report(self, **results: Any) -> TrainReport:
         """What the run came to."""
@@ -79,11 +84,13 @@ def _trained(job: Job, context: TrainContext) -> TrainReport:
         show = partial(_show, context.progress, job.recipe.steps)
         name = Path(context.settings.encoder).name
         tuned = tune(job.encoder, name, job.samples, job.split, job.recipe, job.request.seed, show)
-    described = describe_adapters(job.request, context, tuned)
+    described = job.describer.describe(tuned)
     version = store_version(job.request, context, tuned, job.split, job.recipe, described)
     before, after = _overall(tuned.before), _overall(tuned.after)
     better = after is not None and after > max(before or 0.0, serving or 0.0)
     active, verdict = decide(context, "encoder", version, better, job.request.activate)
+    if after is None and not active:
+        verdict = f"{NOT_MEASURED}; `ramole encoders use {version}` puts it in use"
     return job.report(
         version=version,
         active=active,
@@ -116,14 +123,15 @@ def _estimated(job: Job, context: TrainContext) -> TrainReport:
         held_out_before=None,
         held_out_serving=None,
         held_out_after=None,
-        seconds=round(seconds + estimated_seconds(job.request, context), 1),
+        seconds=round(seconds + job.describer.estimated_seconds(), 1),
     )
 
 
 def _serving_scores(job: Job, context: TrainContext) -> float | None:
     """Of the encoder in use, when it is not the one that the training begins from. It may have
     learnt from some of these samples; that only makes it harder to replace."""
-    if context.activations.active().encoder in ("", job.encoder.version):
+    in_use = context.activations.active().encoder
+    if job.request.activate != "if-better" or in_use in ("", job.encoder.version):
         return None
     source = EncoderSource(context.store, context.settings)
     serving = load_encoder_in_use(context.activations, source)

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from ramole_core.adapters.samples import check_samples, parse_samples
-from ramole_core.errors import AdapterRefusedError, InvalidInputError
+from ramole_core.errors import AdapterRefusedError, InvalidInputError, NotFoundError
 from ramole_core.retrieval.tuning import Samples
 from ramole_core.retrieval.vectors import samples_key
 from ramole_core.training import AdapterSamples
@@ -16,11 +16,18 @@ def registered_samples(context: TrainContext, exclude: Collection[str]) -> Sampl
     """Adapter -> its samples, of every active adapter. Raises InvalidInputError."""
     refs = context.registry.active()
     _check_known(exclude, refs)
-    return {
-        name: parse_samples(context.store.get(samples_key(ref)))
-        for name, ref in sorted(refs.items())
-        if name not in exclude
-    }
+    found = {}
+    for name, ref in sorted(refs.items()):
+        if name in exclude:
+            continue
+        try:
+            found[name] = parse_samples(context.store.get(samples_key(ref)))
+        except (NotFoundError, AdapterRefusedError) as e:
+            raise InvalidInputError(
+                f"the samples of adapter {ref} cannot be read: {e}; leave it out with "
+                f"--exclude {name}, or upload it again"
+            ) from e
+    return found
 
 
 def read_sample_sets(path: Path, exclude: Collection[str]) -> Samples:

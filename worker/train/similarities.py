@@ -27,7 +27,9 @@ def with_similarities(
     adapters: Sequence[AdapterRef],
 ) -> list[Example]:
     """The examples with the cosine of each one's prompt to every one of `adapters`."""
-    shelf = VectorShelf(context.store, encoder.version, encoder.encode, encoder.width)
+    shelf = VectorShelf(
+        context.store, encoder.version, encoder.encode, encoder.width, encoder.vectors
+    )
     described = {ref: shelf.vector(ref) for ref in adapters}  # (D,) each, of unit length
     vectors = encoder.encode(list(prompts))  # (N, D)
     return [

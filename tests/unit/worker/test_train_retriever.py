@@ -18,6 +18,7 @@ from ramole_core import keys, zoo
 from ramole_core.activations import Activations
 from ramole_core.adapters.registry import Registry
 from ramole_core.adapters.samples import parse_samples
+from ramole_core.errors import NotFoundError
 from ramole_core.retrieval.affinity import WEIGHT, Said
 from ramole_core.retrieval.card import ConfidenceScale
 from ramole_core.retrieval.encoder import Encoder, adapter_vector
@@ -154,6 +155,22 @@ def test_the_same_run_again_changes_nothing(train: Train, store: DirectoryStore)
     code, second, _ = train(activate="always", seed=3)
     assert code == 0 and second["version"] == first["version"] and second["active"]
     assert contents(store) == before
+
+
+def test_a_trained_vector_that_is_lost_is_never_replaced_by_another(
+    train: Train, store: DirectoryStore, home: Path
+) -> None:
+    _, found, _ = train(activate="always", neighbours=2)
+    encoder = fetch_encoder(store, found["version"], home / "cache" / "encoders")
+    assert set(encoder.vectors) == set(map(str, _refs(store)))
+    shelf = VectorShelf(
+        store, encoder.version, encoder.encode, encoder.width, trained=encoder.vectors
+    )
+    ref = _refs(store)[0]
+    for damage in (lambda key: store.put(key, b"x"), store.delete):
+        damage(keys.vector(encoder.version, ref))
+        with pytest.raises(NotFoundError, match="train the retriever again"):
+            shelf.vector(ref)
 
 
 def test_no_version_has_two_sets_of_vectors(train: Train) -> None:

@@ -53,6 +53,7 @@ class FakeEncoder:
     ) -> None:
         self.version, self.tau = version, tau
         self.confidence = ConfidenceScale(floor=-0.1, spread=0.5)
+        self.vectors: dict[str, str] = {}
         self.calls: list[list[str]] = []
         self.entered, self.gate = threading.Event(), threading.Event()
         self.gate.set()
