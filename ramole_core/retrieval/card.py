@@ -13,6 +13,7 @@ from ramole_core.store.base import ObjectStore
 
 logger = logging.getLogger(__name__)
 
+Number = Annotated[float, Field(allow_inf_nan=False)]
 MAX_FILES: Final = 64
 _PATH: Final = re.compile(
     r"([A-Za-z0-9_][A-Za-z0-9_.-]{0,99}/){0,4}[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}"
@@ -25,10 +26,10 @@ class EncoderScores(Wire):
     first 1, 3, 5, 8; each sample against its own adapter's vector without itself."""
 
     num_prompts: int
-    top1: float
-    top3: float
-    top5: float
-    top8: float
+    top1: Number
+    top3: Number
+    top5: Number
+    top8: Number
 
     @property
     def overall(self) -> float:
@@ -64,8 +65,8 @@ class ConfidenceScale(Wire):
     the standard deviation over their answers to all samples they were tried on.
     """
 
-    floor: float
-    spread: float = Field(ge=0.0)
+    floor: Number
+    spread: Number = Field(ge=0.0)
 
 
 class EncoderCard(Wire):
@@ -81,10 +82,10 @@ class EncoderCard(Wire):
     trained_from: str
     prefix: str
     max_tokens: int = Field(ge=8)
-    tau: float = Field(gt=0.0)
-    floor: float
+    tau: Number = Field(gt=0.0)
+    floor: Number
     adapters: tuple[str, ...] = Field(strict=False)  # whose samples gave gradients
-    fraction: float
+    fraction: Number
     seed: int
     steps: int
     neighbours: int = 0  # adapters tried on another's samples, see affinity.py; 0: none

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from ramole_core.errors import ConfigError, InvalidInputError
 from ramole_core.mole.gates import TAU
 from ramole_core.retrieval.card import ConfidenceScale, EncoderCard
+from ramole_core.retrieval.model_files import check_model_folder
 from ramole_core.retrieval.truncation import MiddleCut
 
 logger = logging.getLogger(__name__)
@@ -67,10 +68,12 @@ class Encoder:
     def open(cls, folder: Path, card: EncoderCard, device: str = "cpu") -> "Encoder":
         """Loads a trained version from its files; version, prefix, limit and tau are the card's.
 
-        Raises InvalidInputError when it cannot be loaded, or does not give unit vectors.
+        Raises InvalidInputError when it has files that are not allowed (see model_files.py), cannot
+        be loaded, or does not give unit vectors.
         """
+        check_model_folder(folder, f"encoder {card.version}")
         try:
-            model = _loaded(folder, device)
+            model = _loaded(folder, device, use_safetensors=True)
             with suppress(AttributeError):  # a kind of model without limit
                 model.max_seq_length = card.max_tokens
             cut = MiddleCut.of(model, card.max_tokens)
@@ -119,9 +122,10 @@ def _packaged_path() -> Path:
     return Path(get_model_path())
 
 
-def _loaded(path: str | Path, device: str) -> Any:
+def _loaded(path: str | Path, device: str, use_safetensors: bool | None = None) -> Any:
     """The model in float32, whatever its files hold: loading must not change torch's default
-    number format, which other threads rely on. A folder is loaded offline."""
+    number format, which other threads rely on. A folder is loaded offline. `use_safetensors`: True
+    reads no pickle, None prefers what is no pickle."""
     import torch
     from sentence_transformers import SentenceTransformer
 
@@ -130,7 +134,7 @@ def _loaded(path: str | Path, device: str) -> Any:
         device=device,
         trust_remote_code=False,
         local_files_only=Path(path).is_dir(),
-        model_kwargs={"dtype": torch.float32},
+        model_kwargs={"dtype": torch.float32, "use_safetensors": use_safetensors},
     )
 
 

@@ -30,6 +30,7 @@ from ramole_core.retrieval.card import (
     read_encoder_card,
 )
 from ramole_core.retrieval.encoder import Encoder
+from ramole_core.retrieval.model_files import check_model_folder
 from ramole_core.store.base import ObjectStore
 
 _TMP: Final = ".tmp"
@@ -47,6 +48,7 @@ def store_encoder(
     have, ConflictError when the version exists with other content.
     """
     hashes = _hashes(folder)
+    check_model_folder(folder, f"encoder {card.version}")
     try:
         card = EncoderCard.model_validate(card.model_dump() | {"files": hashes})
     except ValidationError as e:
@@ -88,6 +90,7 @@ def _download(store: ObjectStore, card: EncoderCard, cache: Path) -> None:
             store.download(keys.encoder_files(card.version) + name, path)
         if not _is_whole(temporary, card):
             raise InvalidInputError(f"encoder {card.version}: its files differ from its card")
+        check_model_folder(temporary, f"encoder {card.version}")
         if not _is_whole(folder, card):  # no other process was first
             with suppress(OSError):
                 os.rename(folder, grave)

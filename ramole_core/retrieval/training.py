@@ -97,7 +97,7 @@ def _batches(
 ) -> Iterator[list[list[str]]]:
     """Every adapter's samples go round in a shuffled deck, so that all are seen equally often."""
     decks: list[list[str]] = [[] for _ in samples]
-    count = min(recipe.samples_per_adapter, min(map(len, samples)))
+    count = recipe.samples_per_adapter
     for _ in range(recipe.steps):
         chosen = rng.sample(range(len(samples)), min(recipe.adapters_per_step, len(samples)))
         yield [
@@ -109,6 +109,8 @@ def _batches(
 def _dealt(deck: list[str], texts: Sequence[str], count: int, rng: random.Random) -> list[str]:
     if len(deck) < count:
         deck[:] = rng.sample(texts, len(texts))
+    while len(deck) < count:  # an adapter with few samples gives them more than once
+        deck += rng.sample(texts, len(texts))
     return [deck.pop() for _ in range(count)]
 
 

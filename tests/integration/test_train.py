@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from ramole_core import keys
+from ramole_core import keys, zoo
+from ramole_core.job_files import JobFiles
 from ramole_core.jobs import JobState
 from ramole_core.mole.card import CARD_FILE, RouterCard
 from ramole_core.store.directory import DirectoryStore
@@ -137,3 +138,17 @@ def test_a_trained_router_answers_the_jobs_after_it(system: System, tmp_path: Pa
             assert abs(sum(a.weight for a in result.adapters) - 1) < 1e-3
     finally:
         assert system.ramole("routers", "rollback").returncode == 0
+
+
+def test_a_trained_retriever_answers_the_jobs_after_it(system: System) -> None:
+    words = ["--steps", "1", "--neighbours", "1", "--activate", "always"]
+    found: Any = system.ramole_json("train", "retriever", *words)
+    assert found["active"] and found["num_adapters"] == len(zoo.adapter_names())
+    try:
+        prompts = [record["prompt"] for record in zoo_prompts(8)]
+        job = system.client.submit(prompts, max_new_tokens=4)
+        assert system.client.wait(job.job_id, 90).state is JobState.COMPLETED
+        assert JobFiles(system.client.store, job.job_id).manifest().pins.encoder == found["version"]
+        assert all(len(result.adapters) == 3 for result in system.client.results(job.job_id))
+    finally:
+        assert system.ramole("encoders", "rollback").returncode == 0

@@ -2,12 +2,14 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from ramole_core.errors import InvalidInputError
+from ramole_core.retrieval import training
 from ramole_core.retrieval.encoder import Encoder, adapter_vector
 from ramole_core.retrieval.scores import LeaveOneOut
 from ramole_core.retrieval.training import Recipe, fine_tune, leave_one_out_loss
@@ -122,6 +124,21 @@ def test_adapters_that_were_not_drawn_give_no_gradient(encoder: Encoder) -> None
     before = encoder.encode(["xyz"])
     fine_tune(encoder.model, [SAMPLES["vowels"], SAMPLES["early"]], RECIPE, seed=0)
     assert np.allclose(encoder.encode(["xyz"]), before, atol=1e-2)  # weight decay alone
+
+
+def test_an_adapter_with_two_samples_takes_part_without_making_the_others_poorer(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[int]] = []
+    embed = training._embedded
+
+    def spy(model: Any, batch: list[list[str]]) -> torch.Tensor:
+        seen.append([len(texts) for texts in batch])
+        return embed(model, batch)
+
+    monkeypatch.setattr(training, "_embedded", spy)
+    fine_tune(encoder.model, [SAMPLES["vowels"], SAMPLES["late"][:2]], RECIPE, seed=0)
+    assert seen == [[RECIPE.samples_per_adapter] * 2] * RECIPE.steps
 
 
 def test_no_step_changes_nothing_but_adds_the_whitening(encoder: Encoder) -> None:
