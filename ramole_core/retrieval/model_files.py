@@ -37,7 +37,8 @@ ACTIVATIONS: Final = ("torch.nn.modules.linear.Identity", "torch.nn.modules.acti
 
 _SENTENCE: Final = "sentence_*_config.json"
 _LIBRARY_CONFIG: Final = "config_sentence_transformers.json"
-_VOCABULARIES: Final = ("tokenizer.json", "vocab.json", "added_tokens.json")  # keys are tokens
+# Not looked into: the keys are tokens; data_config.json is a hub's record that no loader reads.
+_OPAQUE: Final = ("tokenizer.json", "vocab.json", "added_tokens.json", "data_config.json")
 _NAMES: Final = (
     "modules.json",
     "config.json",
@@ -46,7 +47,7 @@ _NAMES: Final = (
     "generation_config.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
-    *_VOCABULARIES,
+    *_OPAQUE,
 )
 _KEYS: Final = {
     "modules.json": ("idx", "name", "path", "type"),
@@ -112,12 +113,12 @@ def _check_file(where: str, path: Path) -> None:
     limit = MAX_TOKENIZER_BYTES if kind == "tokenizer.json" else MAX_JSON_BYTES
     if (size := path.stat().st_size) > limit:
         raise _Refused(where, f"{size} bytes, at most {limit}")
-    if kind in _VOCABULARIES:
+    if kind in _OPAQUE:
         return
     content = _read(where, path)
     for key, value in _pairs(content):
         _check_pair(where, key, value)
-    for part in content if kind == "modules.json" else [content]:
+    for part in content if kind == "modules.json" and isinstance(content, list) else [content]:
         if not isinstance(part, dict):
             raise _Refused(where, "not the JSON object that it should hold")
         for key in part.keys() - _KEYS.get(kind, part.keys()):
@@ -149,8 +150,8 @@ def _check_modules(folder: Path) -> None:
     """modules.json: which classes are imported, and from which folder each reads its files."""
     where = "modules.json"
     modules = _read(where, folder / where)
-    if not modules:
-        raise _Refused(where, "it names no module")
+    if not isinstance(modules, list) or not modules:
+        raise _Refused(where, "not a list of modules")
     for module in modules:
         _check_value(where, "type", module, MODULE_TYPES)
         path = module.get("path")
