@@ -1,12 +1,14 @@
 """The paper's retrieval test through the whole product: upload, submit, poll, read the results.
 
-    python -m benchmarks.paper_retrieval --data DIR
+    python -m benchmarks.paper_retrieval --data DIR [--train FRACTION]
 
 DIR holds `adapter_samples.jsonl` ({"adapter", "samples"}) and `prompts.jsonl` ({"inputs", "task"}),
 as released with LoraRetriever (arXiv 2402.09997). 48 small random LoRAs of mixed rank on the zoo's
 base are uploaded with the released samples, all prompts are one job with k = 8 and 8 new tokens,
 and top-1/3/5/8 are counted from the adapters that the results name. The targets are what the unit
-mean of MiniLM embeddings gives on the released half of the prompts, less half a point.
+mean of MiniLM embeddings gives on the released half of the prompts, less half a point. With
+`--train` the retriever is trained by its command before the job, on the samples of that share of
+the adapters; samples that are test prompts, too, are not left out (`benchmarks.retrieval` does).
 """
 
 import argparse
@@ -23,10 +25,12 @@ from transformers.utils import logging as transformers_logging
 
 from benchmarks.report import Row, report
 from producer.client import Client
-from producer.embedded.temporary import temporary_system
+from producer.embedded.temporary import own_environment, temporary_system
 from producer.job_status import JobStatus
+from producer.training import run_training
 from ramole_core import zoo
 from ramole_core.jobs import PromptResult
+from ramole_core.training import TrainRetriever
 
 TOPS: Final = (1, 3, 5, 8)
 TARGETS: Final = {1: 63.0, 3: 83.4, 5: 89.0, 8: 92.3}
@@ -39,24 +43,36 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder of the two files")
     parser.add_argument("--json", type=Path, help="write rows, machine and settings there")
     parser.add_argument("--max-new-tokens", type=int, default=8)
+    parser.add_argument("--train", type=float, help="train the retriever first, on this share")
     arguments = parser.parse_args()
     # One model is loaded for each adapter.
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     adapters = _lines(arguments.data / "adapter_samples.jsonl")
     prompts = _lines(arguments.data / "prompts.jsonl")
-    rows = _measure(adapters, prompts, arguments.max_new_tokens)
-    settings = {"k": max(TOPS), "max_new_tokens": arguments.max_new_tokens, "ranks": RANKS}
+    rows = _measure(adapters, prompts, arguments.max_new_tokens, arguments.train)
+    settings = {
+        "k": max(TOPS),
+        "max_new_tokens": arguments.max_new_tokens,
+        "ranks": RANKS,
+        "train": arguments.train,
+    }
     report(rows, settings, arguments.json)
     return 1 if any(row.met is False for row in rows) else 0
 
 
 def _measure(
-    adapters: list[dict[str, Any]], prompts: list[dict[str, Any]], new_tokens: int
+    adapters: list[dict[str, Any]],
+    prompts: list[dict[str, Any]],
+    new_tokens: int,
+    fraction: float | None,
 ) -> list[Row]:
     with temporary_system("ramole-paper-") as client:
         began = time.monotonic()
         _upload_all(client, adapters)
         uploaded = time.monotonic()
+        if fraction is not None:
+            _train(client, fraction)
+        trained = time.monotonic()
         requests = ({"id": str(i), "prompt": p["inputs"]} for i, p in enumerate(prompts))
         job = client.submit(requests, k=max(TOPS), max_new_tokens=new_tokens)
         client.wait(job.job_id, on_progress=_show)
@@ -68,9 +84,18 @@ def _measure(
         Row("results", float(len(results)), "prompts", float(len(prompts))),
         Row("failed", float(sum(r.error is not None for r in results)), "prompts", 0.0, "lower"),
         Row("upload_seconds", uploaded - began, "s", better="lower"),
-        Row("job_seconds", ended - uploaded, "s", better="lower"),
-        Row("prompts_per_second", len(prompts) / (ended - uploaded), "1/s"),
+        Row("train_to_serving_seconds", trained - uploaded, "s", 600.0, "lower"),
+        Row("job_seconds", ended - trained, "s", better="lower"),
+        Row("prompts_per_second", len(prompts) / (ended - trained), "1/s"),
     ]
+
+
+def _train(client: Client, fraction: float) -> None:
+    """Until a first prompt is answered with the new encoder."""
+    request = TrainRetriever(fraction=fraction, activate="always")
+    if run_training(request, client.settings, own_environment()).exit_code:
+        raise SystemExit("the retriever could not be trained")
+    client.wait(client.submit(["is it served?"], max_new_tokens=1).job_id)
 
 
 def _upload_all(client: Client, adapters: list[dict[str, Any]]) -> None:
