@@ -21,7 +21,7 @@ def main() -> None:
 @click.option("--seed", default=0, show_default=True)
 @click.option("--threads", default=1, show_default=True, help="Torch threads; part of the result.")
 def build(out: Path, seed: int, threads: int) -> None:
-    """Train base and adapters from a seed: about a quarter of an hour on one core.
+    """Train base and adapters from a seed: about 13 minutes on one core.
 
     Example: python -m ramole_core.zoo build --out zoo-1 --seed 1
     """
