@@ -72,7 +72,8 @@ class ConfidenceScale(Wire):
 class EncoderCard(Wire):
     """Written after the model's files: an encoder without its card does not exist.
 
-    `tau` is the temperature of the retrieval prior that fits this encoder's similarities.
+    `tau` is the temperature of the retrieval prior over this encoder's similarities; training
+    writes the default of mole/gates.py.
     `floor` is the similarity that 99 % of the held-out samples reach with their own adapter: a
     start for `min_similarity`. It and the scores are of adapters described by their samples
     alone; what other adapters answer (`neighbours`) comes on top.

@@ -1,6 +1,7 @@
 """The vectors of all adapters under a new encoder: what their samples say, and what they can do."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ from ramole_core.errors import AdapterRefusedError, NotFoundError
 from ramole_core.retrieval.affinity import NUM_PROMPTS, measure, mixed
 from ramole_core.retrieval.card import ConfidenceScale
 from ramole_core.retrieval.encoder import Vectors, adapter_vector
-from ramole_core.retrieval.tuning import Tuned
+from ramole_core.retrieval.tuning import Samples, Tuned
 from ramole_core.retrieval.vectors import samples_key
 from ramole_core.training import TrainRetriever
 from worker.train.base import Workbench
@@ -31,18 +32,19 @@ class Description:
 class Describer:
     """The active adapters with their samples, and what has them answered. Opened before anything
     is trained: what cannot be read or loaded is found out first. An adapter whose samples cannot
-    be read is left out with a word, as retrieval does.
+    be read is left out with a word, as retrieval does. `known`: registered samples that were read.
 
     Raises ConfigError when the answers need a base model that cannot be loaded here.
     """
 
-    def __init__(self, request: TrainRetriever, context: TrainContext) -> None:
+    def __init__(self, request: TrainRetriever, context: TrainContext, known: Samples) -> None:
         self._request = request
         self._context = context
-        self._samples: dict[AdapterRef, list[str]] = {}
-        for ref in context.registry.active().values():
+        self._samples: dict[AdapterRef, Sequence[str]] = {}
+        for name, ref in context.registry.active().items():
             try:
-                self._samples[ref] = parse_samples(context.store.get(samples_key(ref)))
+                found = known.get(name) or parse_samples(context.store.get(samples_key(ref)))
+                self._samples[ref] = found
             except (NotFoundError, AdapterRefusedError) as e:
                 context.progress.say(f"adapter {ref} will not be found: {e}")
         refs = list(self._samples)
@@ -76,4 +78,6 @@ class Describer:
 
     def _vector(self, tuned: Tuned, ref: AdapterRef) -> Vectors:
         known = tuned.vectors.get(ref.name) if self._request.data is None else None
-        return adapter_vector(tuned.encoder.encode(self._samples[ref]) if known is None else known)
+        if known is None:
+            known = tuned.encoder.encode(list(self._samples[ref]))
+        return adapter_vector(known)

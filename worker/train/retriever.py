@@ -40,8 +40,9 @@ def run(request: TrainRetriever, context: TrainContext) -> TrainReport:
     """Trains as `request` says. Raises InvalidInputError for samples that do not do, ConfigError
     for an encoder or a base model that cannot be loaded, UnavailableError; the store is unchanged
     then."""
+    registered: Samples = {}
     if request.data is None:
-        samples = registered_samples(context, request.exclude)
+        samples = registered = registered_samples(context, request.exclude)
     else:
         samples = read_sample_sets(Path(request.data), request.exclude)
     split = Split.draw(samples, request.fraction, request.seed)
@@ -49,7 +50,8 @@ def run(request: TrainRetriever, context: TrainContext) -> TrainReport:
     settings = context.settings
     torch.set_num_threads(settings.torch_threads or len(os.sched_getaffinity(0)))
     encoder = Encoder.load(settings.encoder, settings.encoder_prefix)
-    job = Job(request, samples, split, recipe, encoder, Describer(request, context))
+    describer = Describer(request, context, registered)
+    job = Job(request, samples, split, recipe, encoder, describer)
     return _estimated(job, context) if request.dry_run else _trained(job, context)
 
 

@@ -172,6 +172,12 @@ def test_a_text_that_two_adapters_share_gives_no_gradient_where_others_remain() 
     assert split.texts(samples) == [["one", "two"], ["three", "four"], ["same", "same"]]
 
 
+def test_no_copy_of_a_text_that_was_learnt_is_held_out() -> None:
+    samples = {"a": ["one", "two", " one "], "b": ["three", "two", "four"]}
+    split = Split({"a": (0, 1)})
+    assert split.held_out(samples) == [("b", 0), ("b", 2)]
+
+
 @pytest.mark.parametrize(
     ("samples", "fraction", "message"),
     [

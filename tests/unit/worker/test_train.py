@@ -41,7 +41,7 @@ from tests.zoo_store import (
 )
 from worker.routers import StoredRouters
 from worker.train import __main__ as process
-from worker.train import interrupts, router
+from worker.train import router
 from worker.train.progress import Progress
 
 SMALL: dict[str, Any] = {"steps": 2, "batch_size": 4, "rank": 2, "prior": False}
@@ -60,15 +60,6 @@ def store(prepared: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Direct
     monkeypatch.setenv("RAMOLE_HOME", str(home))
     monkeypatch.setenv("RAMOLE_TORCH_THREADS", "1")
     return DirectoryStore.from_location(str(home / "store"))
-
-
-@pytest.fixture(autouse=True)
-def _signals() -> Any:
-    """The process takes them over; the tests want them back."""
-    before = [signal.getsignal(signum) for signum in interrupts.SIGNALS]
-    yield
-    for signum, handler in zip(interrupts.SIGNALS, before, strict=True):
-        signal.signal(signum, handler)
 
 
 @pytest.fixture

@@ -59,15 +59,6 @@ def store(prepared: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Direct
     return found
 
 
-@pytest.fixture(autouse=True)
-def _signals() -> Any:
-    """The process takes them over; the tests want them back."""
-    before = [signal.getsignal(signum) for signum in interrupts.SIGNALS]
-    yield
-    for signum, handler in zip(interrupts.SIGNALS, before, strict=True):
-        signal.signal(signum, handler)
-
-
 @pytest.fixture
 def train(store: DirectoryStore, capsys: pytest.CaptureFixture[str]) -> Train:
     def run(**options: Any) -> tuple[int, Any, str]:
@@ -189,6 +180,43 @@ def test_what_is_no_better_is_stored_but_not_in_use(
     assert "ramole encoders use " + found["version"] in found["verdict"]
     assert Activations(store).active() == before
     assert store.exists(keys.encoder_card(found["version"]))
+
+
+def test_what_was_not_measured_is_not_said_to_be_worse(train: Train, tmp_path: Path) -> None:
+    sets = [{"adapter": name, "samples": [f"{name} 1", f"{name} 2"]} for name in ("x", "y")]
+    code, found, _ = train(data=sample_sets(tmp_path / "sets.jsonl", sets), neighbours=0)
+    assert code == 0 and not found["active"] and found["held_out_after"] is None
+    assert "nothing was held out" in found["verdict"] and "not better" not in found["verdict"]
+
+
+def test_a_missing_base_model_is_found_out_before_the_training(
+    train: Train, store: DirectoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retriever, "tune", lambda *_: pytest.fail("trained in vain"))
+    monkeypatch.setenv("RAMOLE_MODEL", "/nonexistent")
+    before = contents(store)
+    code, found, _ = train()
+    assert code == 2 and "/nonexistent" in found["error"]["message"], found
+    assert contents(store) == before
+
+
+def test_an_adapter_whose_samples_are_gone_is_named_and_can_be_left_out(
+    train: Train, store: DirectoryStore
+) -> None:
+    lost = next(ref for ref in _refs(store) if ref.name == NAMES[0])
+    store.delete(samples_key(lost))
+    code, found, _ = train()
+    assert code == 2 and f"--exclude {NAMES[0]}" in found["error"]["message"], found
+    code, found, err = train(exclude=[NAMES[0]], activate="always")
+    assert code == 0 and found["active"] and f"{lost} will not be found" in err
+    assert not store.exists(keys.vector(found["version"], lost))
+
+
+def test_a_broken_encoder_in_use_can_be_trained_away(train: Train, store: DirectoryStore) -> None:
+    Activations(store).use("encoder", "gone")
+    assert train()[0] != 0
+    code, found, _ = train(activate="always")
+    assert code == 0 and found["active"]
 
 
 def test_a_dry_run_counts_and_stores_nothing(train: Train, store: DirectoryStore) -> None:
