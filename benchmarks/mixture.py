@@ -2,11 +2,12 @@
 
     python -m benchmarks.mixture [--json PATH]
 
-Both compute RAMoLE eqs. 6-11 (router, softmax over each prompt's k = 3 experts) for the same batch:
-the published way materialises v_i = B_i A_i x of all unique experts for all tokens; ours scores by
-Gram matrices and scatters α over the packed ranks. Times are interleaved, the median of several,
-and given as a share of the base linear's own time. The outputs are compared before anything is
-timed.
+Both compute RAMoLE eqs. 6-11 (router, softmax over each prompt's k = 3 experts) for the same batch
+and add the result to what the base linear gave: the published way materialises v_i = B_i A_i x of
+all unique experts for all tokens; ours scores by Gram matrices and scatters α over the packed
+ranks. One linear alone: what linears that read the same input share is not in these times. Times
+are interleaved, the median of several, and given as a share of the base linear's own time. The
+outputs are compared before anything is timed.
 """
 
 import argparse
@@ -25,9 +26,9 @@ from ramole_core.adapters.ref import AdapterRef
 from ramole_core.adapters.weights import LoraPair, LoraWeights
 from ramole_core.mole.bank import AdapterBank
 from ramole_core.mole.gates import Mix
-from ramole_core.mole.layer import low_rank_term
+from ramole_core.mole.layer import add_term
 from ramole_core.mole.plan import BatchPlan
-from ramole_core.mole.router import random_router
+from ramole_core.mole.router import RouterWeights, random_router
 
 # (prompts, tokens of each, width, unique experts)
 CASES: Final = ((32, 1, 1024, 8), (32, 1, 1024, 48), (32, 1, 2048, 48), (8, 32, 1024, 48))
@@ -35,12 +36,13 @@ RANK: Final = 8
 K: Final = 3
 REPEATS: Final = 15
 TARGET: Final = "q"
+CPU: Final = torch.device("cpu")
 
-Call = Callable[[], torch.Tensor]
+Call = Callable[[], object]
 
 
 class Adapters:
-    """Random adapters of one linear, as the bank asks for them."""
+    """Random adapters of one linear and a router, as the bank asks for them."""
 
     def __init__(self, width: int, count: int) -> None:
         self.refs = [AdapterRef(f"a{i}", 1) for i in range(count)]
@@ -50,10 +52,17 @@ class Adapters:
             )
             for ref in self.refs
         }
+        self.router = random_router(
+            {TARGET: (width, width)}, RANK, torch.Generator().manual_seed(1)
+        )
 
     def load(self, ref: AdapterRef) -> LoraWeights:
         """See AdapterSource."""
         return LoraWeights({TARGET: self.pairs[ref]})
+
+    def load_router(self, version: str) -> RouterWeights:
+        """See RouterSource."""
+        return self.router
 
 
 def main() -> int:
@@ -74,36 +83,39 @@ def main() -> int:
 def measure(prompts: int, tokens: int, width: int, unique: int) -> list[Row]:
     """Rows of one case."""
     adapters = Adapters(width, unique)
-    router = random_router({TARGET: (width, width)}, RANK, torch.Generator().manual_seed(1))
     bank = AdapterBank(
-        {TARGET: (width, width)}, unique, adapters, torch.device("cpu"), torch.float32
+        {TARGET: (width, width)}, unique, adapters, CPU, torch.float32, routers=adapters
     )
     for ref in adapters.refs:
         bank.acquire(ref)
-    bank.use_router("r", router)
     chosen = [[(i + j * 5) % unique for j in range(K)] for i in range(prompts)]
     mixes = [
         Mix("mole-plain", tuple(adapters.refs[i] for i in experts), router="r")
         for experts in chosen
     ]
-    plan = BatchPlan.build(mixes, bank.pack(adapters.refs), torch.device("cpu"))
-    packed = plan.packed.linears[TARGET]
+    packed = bank.pack(adapters.refs, "r")
+    [segment] = BatchPlan.of_batch(mixes, tokens, packed, CPU).segments
     x = torch.randn(prompts, tokens, width)  # (B, T, D)
     weight = torch.randn(width, width) / width**0.5
-    stacked_a = torch.stack([adapters.pairs[ref].a for ref in plan.packed.experts])  # (P, R, D)
-    stacked_b = torch.stack([adapters.pairs[ref].b for ref in plan.packed.experts])  # (P, D, R)
-    places = {ref: p for p, ref in enumerate(plan.packed.experts)}
+    stacked_a = torch.stack([adapters.pairs[ref].a for ref in packed.experts])  # (P, R, D)
+    stacked_b = torch.stack([adapters.pairs[ref].b for ref in packed.experts])  # (P, D, R)
+    places = {ref: p for p, ref in enumerate(packed.experts)}
     mask = torch.full((prompts, 1, unique), -torch.inf)
     for row, experts in enumerate(chosen):
         mask[row, 0, [places[adapters.refs[i]] for i in experts]] = 0.0
 
-    def ours() -> torch.Tensor:
-        return low_rank_term(x, packed, plan)
+    one, other = torch.zeros(2, prompts * tokens, width)  # (B·T, D) each
 
-    def theirs() -> torch.Tensor:
-        return published(x, stacked_a, stacked_b, *router.pairs[TARGET], mask)
+    def ours() -> None:
+        add_term(one, x, TARGET, segment)
 
-    assert torch.allclose(ours(), theirs(), rtol=1e-3, atol=1e-4), "the two formulas disagree"
+    def theirs() -> None:
+        term = published(x, stacked_a, stacked_b, *adapters.router.pairs[TARGET], mask)
+        other.add_(term.view_as(other))
+
+    ours()
+    theirs()
+    assert torch.allclose(one, other, rtol=1e-3, atol=1e-4), "the two formulas disagree"
     base, fast, slow = medians(lambda: F.linear(x, weight), ours, theirs)
     name = f"d{width}_p{unique}_tokens{prompts * tokens}"
     return [

@@ -41,14 +41,16 @@ def _one_of(*words: str) -> Callable[[str], str]:
     return read
 
 
-def _number(kind: type[int] | type[float], low: float, high: float) -> Callable[[str], float]:
+def _number(
+    kind: type[int] | type[float], low: float, high: float, or_zero: bool = False
+) -> Callable[[str], float]:
     def read(value: str) -> float:
-        problem = ValueError(f"a number from {low} to {high}")
+        problem = ValueError(f"{'0 or ' * or_zero}a number from {low} to {high}")
         try:
             number = kind(value)
         except ValueError:
             raise problem from None
-        if not low <= number <= high:
+        if not (low <= number <= high or (or_zero and number == 0)):
             raise problem
         return number
 
@@ -93,11 +95,15 @@ class Settings:
     )
     device: str = _setting("auto", _text, "auto, cpu, cuda, cuda:1 …")
     dtype: str = _setting(
-        "auto", _one_of("auto", "float32", "bfloat16", "float16"), "number format of the model"
+        "auto",
+        _one_of("auto", "float32", "bfloat16", "float16"),
+        "number format of the model; auto: by the device and the model's width",
     )
     batch_size: int = _setting(32, _number(int, 1, 4096), "prompts decoded together at most")
     max_batch_tokens: int = _setting(
-        65536, _number(int, 256, 1 << 30), "prompt and answer tokens of one batch at most"
+        0,
+        _number(int, 256, 1 << 30, or_zero=True),
+        "prompt and answer tokens of one batch at most; 0: as many as the free memory allows",
     )
     batch_interval_seconds: float = _setting(
         0.01, _number(float, 0, 10), "how long a free engine waits for more prompts"

@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
+from typing import Final
 
 from pydantic import ValidationError
 
@@ -9,11 +10,13 @@ from ramole_core.adapters.registry import Registry
 from ramole_core.engine.choice import CascadeRule
 from ramole_core.engine.request import Expert, GenerationRequest
 from ramole_core.errors import NotFoundError, PromptError
-from ramole_core.jobs import Manifest, PromptOptions, PromptRequest
+from ramole_core.jobs import Manifest, Priority, PromptOptions, PromptRequest
 from ramole_core.mole.gates import TAU
 from ramole_core.retrieval.index import Match
 from ramole_core.retrieval.retriever import Query, Retriever
 from worker.encoders import Encoders
+
+PRIORITY: Final[dict[Priority, int]] = {"low": -1, "normal": 0, "high": 1}  # the engine's
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,7 @@ def _request(
         seed=seed,
         stop=options.stop,
         on_too_long=options.on_too_long,
+        priority=PRIORITY[manifest.options.priority],
     )
 
 

@@ -8,11 +8,13 @@ answer comes with its confidence, so that the same answer serves gates with and 
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 from benchmarks.method.cases import ZooSource
 from ramole_core.adapters.ref import AdapterRef
+from ramole_core.engine.backend import Backend
 from ramole_core.engine.choice import CascadeRule
 from ramole_core.engine.engine import Engine
 from ramole_core.engine.factory import build_engine
@@ -68,6 +70,17 @@ class Answers:
         for start in range(0, len(missing), SUBMITTED_AT_ONCE):
             self._run(missing[start : start + SUBMITTED_AT_ONCE])
         return [self._known[request] for request in requests]
+
+    @contextmanager
+    def own_attention(self) -> Iterator[None]:
+        """The base model has its own attention inside the block, for what the engine does not run:
+        training and hidden states. Nothing may be asked there."""
+        runner = self.engine.runner
+        runner.close()
+        try:
+            yield
+        finally:
+            runner.backend = Backend.install(self.engine.base.model)
 
     def forget(self, router: str) -> None:
         """Drops a router and its answers: no later question names it."""

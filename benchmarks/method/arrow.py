@@ -1,20 +1,21 @@
 """Arrow (Ostapenko et al., arXiv 2405.11157): experts chosen by their weights alone, no training.
 
-Dims: B prompts, T tokens, P unique experts, S sum of their ranks, D_in, D_out sides of a linear.
+Dims: N rows of a segment, P its experts, S sum of their ranks, D_in, D_out sides of a linear.
 The prototype of expert i in a linear is the top right singular vector p_i of B_i A_i; per token
-α = softmax(|⟨p_i, x⟩|) over the prompt's own experts (PEFT's `temperature` is 1 by default). An
+α = softmax(|⟨p_i, x⟩|) over the row's own experts (PEFT's `temperature` is 1 by default). An
 expert that lacks the linear has p_i = 0, as in the product's gates. Only this benchmark uses it:
 the layer stands in the place of the product's and reads the same plan.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.method.cases import ZooSource
 from ramole_core.adapters.ref import AdapterRef
 from ramole_core.adapters.weights import LoraPair
 from ramole_core.mole.layer import MoleLinear, PlanHolder
+from ramole_core.mole.packed import PackedGroup
+from ramole_core.mole.plan import Segment
 
 Prototypes = dict[AdapterRef, torch.Tensor]  # (D_in,) of each expert that has the linear
 
@@ -30,20 +31,28 @@ class ArrowLinear(nn.Module):
         self.known = known
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (B, T, D_in) -> (B, T, D_out)."""
+        """x (…, D_in), the plan's rows in order -> the same shape with D_out."""
         y: torch.Tensor = self.base(x)
         plan = self.holder.plan
-        packed = None if plan is None else plan.packed.linears.get(self.target)
-        if plan is None or packed is None:
-            return y
+        for segment in () if plan is None else plan.segments:
+            group = segment.packed.groups.get(self.target)
+            if group is not None:
+                rows = slice(segment.begin, segment.end)
+                y.flatten(0, -2)[rows] += self._term(x.flatten(0, -2)[rows], group, segment)
+        return y
+
+    def _term(self, x: torch.Tensor, group: PackedGroup, segment: Segment) -> torch.Tensor:
+        """x (N, D_in) -> (N, D_out)."""
         zero = x.new_zeros(x.shape[-1])
-        stack = [self.known.get(ref, zero) for ref in plan.packed.experts]
-        logits = (x @ torch.stack(stack).T).abs()  # (B, T, P)
-        if plan.own is not None:
-            logits = logits.masked_fill(~plan.own[:, None], -torch.inf)
-        alpha = torch.softmax(logits, dim=-1)  # (B, T, P)
-        h = F.linear(x, packed.a) * alpha[..., packed.columns.expert]  # (B, T, S)
-        return y + F.linear(h, packed.b)
+        stack = [self.known.get(ref, zero) for ref in segment.packed.experts]
+        logits = (x @ torch.stack(stack).T).abs()  # (N, P)
+        if segment.foreign is not None:
+            logits = logits.masked_fill(segment.foreign.T, -torch.inf)
+        alpha = torch.softmax(logits, dim=-1)  # (N, P)
+        place, owners = group.targets.index(self.target), group.columns.expert
+        a = group.a[place * len(owners) : (place + 1) * len(owners)]  # (S, D_in)
+        term: torch.Tensor = (x @ a.T * alpha[:, owners]) @ group.b[place].T  # (N, D_out)
+        return term
 
 
 def use_arrow(model: nn.Module, experts: list[AdapterRef], source: ZooSource) -> None:

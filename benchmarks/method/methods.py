@@ -109,10 +109,11 @@ class Methods:
         samples = [sample for name in names for sample in self.zoo.samples[name]]
         labels = [place for place, name in enumerate(names) for _ in self.zoo.samples[name]]
         base = self.answers.engine.base
-        features = hidden_means(base, samples)
-        gate = TaskGate.train([ref_of(name) for name in names], features, torch.tensor(labels))
         prompts = [case.prompt for case in self.zoo.cases]
-        return gate, gate.log_probabilities(hidden_means(base, prompts))
+        with self.answers.own_attention():
+            features, asked = hidden_means(base, samples), hidden_means(base, prompts)
+        gate = TaskGate.train([ref_of(name) for name in names], features, torch.tensor(labels))
+        return gate, gate.log_probabilities(asked)
 
     def differing(
         self, gate: str, retrieval: Retrieval, pool: Pool, k: int

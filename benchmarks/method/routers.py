@@ -92,9 +92,10 @@ def train_halves(
         recipe = replace(recipe, encoder=retrieval.encoder.version, tau=retrieval.tau)
     for version, half in zip(versions, (first, second), strict=True):
         mine = [example for example in taught if example.own.name in half]
-        trained = train_router(
-            answers.engine.runner.mole, answers.engine.bank, mine, recipe, "zoo", created_at=""
-        )
+        with answers.own_attention():
+            trained = train_router(
+                answers.engine.runner.mole, answers.engine.bank, mine, recipe, "zoo", created_at=""
+            )
         answers.routers.versions[version] = trained.weights
         card = trained.weights.card
         say(

@@ -1,93 +1,117 @@
-"""Puts on the device what a batch needs: its adapters, pinned for as long as it runs, and a router.
+"""Puts on the device what prompts need: adapters and routers, held for as long as they run.
 
 What cannot be loaded is charged to the prompts that need it; running out of memory and losing the
-device are the batch's affair and are raised.
+device are everybody's affair and are raised.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Many
-from typing import Protocol
 
 from ramole_core.adapters.ref import AdapterRef
 from ramole_core.engine.failures import Failure, as_prompt_error
 from ramole_core.engine.sequence import Sequence
 from ramole_core.errors import RamoleError
 from ramole_core.mole.bank import AdapterBank
-from ramole_core.mole.packed import Packed
-from ramole_core.mole.router import RouterWeights
+from ramole_core.mole.router_shelf import Router
 
 log = logging.getLogger(__name__)
 
 
-class RouterSource(Protocol):
-    """Where routers come from."""
-
-    def load_router(self, version: str) -> RouterWeights:
-        """The weights of router `version`. May raise anything."""
-        ...
-
-
 class Admission:
-    """One batch at a time: `admit`, then `pack`, and `release` when it is over."""
+    """`look_ahead` at those that wait, `admit` those that enter, `release` each when it is over."""
 
-    def __init__(
-        self,
-        bank: AdapterBank,
-        routers: RouterSource,
-        on_progress: Callable[[], None] = lambda: None,
-    ) -> None:
+    def __init__(self, bank: AdapterBank, on_progress: Callable[[], None] = lambda: None) -> None:
         self.bank = bank
         self._on_progress = on_progress  # a load may take as long as the store does
-        self.routers = routers
-        self._pinned: list[AdapterRef] = []
+        self._pinned: dict[int, tuple[tuple[AdapterRef, ...], Router | None]] = {}  # by sequence
+        self._failed: dict[AdapterRef, Exception] = {}  # loads that failed ahead of time
+
+    def look_ahead(self, window: Iterable[Sequence]) -> None:
+        """Begins to load the adapters of the waiting prompts, the first ones first."""
+        wanted = dict.fromkeys(ref for s in window for ref in s.adapters)
+        failed = self._failed | self.bank.take_failures()
+        # Nobody waits for the others any more: who needs them later may have more luck.
+        self._failed = {ref: error for ref, error in failed.items() if ref in wanted}
+        self.bank.want([ref for ref in wanted if ref not in self._failed])
+
+    def ready(self, ref: AdapterRef) -> bool:
+        """The adapter is here, or it is known that it cannot be."""
+        return self.bank.ready(ref) or ref in self._failed
 
     def admit(self, sequences: Many[Sequence]) -> list[tuple[Sequence, RamoleError]]:
-        """Loads and pins; returns the prompts that cannot run, with the reason."""
+        """Loads what is not here yet and pins; returns the prompts that cannot run, with the
+        reason."""
+        # Those that are here first: a load must not evict what the same newcomers need.
         needed = {ref for s in sequences for ref in s.adapters}
-        # Those that are here first: a load must not evict what the same batch needs.
-        refs = sorted(needed, key=lambda ref: (ref not in self.bank, ref))
-        failures = {ref: error for ref in refs if (error := self._pin(ref)) is not None}
-        refused: list[tuple[Sequence, RamoleError]] = []
-        for sequence in sequences:
-            bad = next((ref for ref in sequence.adapters if ref in failures), None)
-            if bad is not None:
-                refused.append((sequence, failures[bad]))
-        failure = self._use_router(sequences)
-        if failure is not None:
-            known = {id(sequence) for sequence, _ in refused}
-            needing = [s for s in sequences if s.router and id(s) not in known]
-            refused += [(sequence, failure) for sequence in needing]
-        return refused
-
-    def pack(self, sequences: Many[Sequence]) -> Packed:
-        """The admitted prompts' experts, side by side."""
-        return self.bank.pack([ref for s in sequences for ref in s.adapters])
-
-    def release(self) -> None:
-        """The batch is over: its adapters may be evicted."""
-        while self._pinned:
-            self.bank.release(self._pinned.pop())
-
-    def _pin(self, ref: AdapterRef) -> RamoleError | None:
+        errors: dict[AdapterRef, RamoleError] = {}
+        routers: dict[str | None, Router | RamoleError | None] = {None: None}
+        here = sorted(needed, key=lambda ref: (not self.bank.ready(ref), ref))
+        held = []
         try:
+            for ref in here:
+                error = self._acquire(ref)
+                if error is None:
+                    held.append(ref)
+                else:
+                    errors[ref] = error
+            for version in {s.router for s in sequences if s.router}:
+                routers[version] = self._router(version)
+            return [
+                (sequence, error)
+                for sequence in sequences
+                if (error := self._pin(sequence, errors, routers)) is not None
+            ]
+        finally:
+            for ref in held:
+                self.bank.release(ref)
+
+    def release(self, sequence: Sequence) -> None:
+        """The prompt is over: its adapters may be evicted."""
+        refs, _ = self._pinned.pop(id(sequence), ((), None))
+        for ref in refs:
+            self.bank.release(ref)
+
+    def release_all(self) -> None:
+        """Nothing runs any more."""
+        for refs, _ in self._pinned.values():
+            for ref in refs:
+                self.bank.release(ref)
+        self._pinned.clear()
+
+    def _pin(
+        self,
+        sequence: Sequence,
+        errors: Mapping[AdapterRef, RamoleError],
+        routers: Mapping[str | None, Router | RamoleError | None],
+    ) -> RamoleError | None:
+        """Every adapter in question is here, or its error is known; the same of the routers."""
+        bad = (errors[ref] for ref in sequence.adapters if ref in errors)
+        found = next(bad, routers[sequence.router])
+        if isinstance(found, RamoleError):
+            return found
+        for ref in sequence.adapters:
+            self.bank.acquire(ref)
+        self._pinned[id(sequence)] = sequence.adapters, found
+        return None
+
+    def _acquire(self, ref: AdapterRef) -> RamoleError | None:
+        try:
+            if (failed := self._failed.pop(ref, None)) is not None:
+                raise failed
             self.bank.acquire(ref)
             self._on_progress()
         except Exception as e:
             return _charged(e, "adapter_unavailable", f"adapter {ref}")
-        self._pinned.append(ref)
         return None
 
-    def _use_router(self, sequences: Many[Sequence]) -> RamoleError | None:
-        """The scheduler put at most one version into a batch; who needs none keeps what is here."""
-        version = next((s.router for s in sequences if s.router), None)
-        if version is None or version == self.bank.router_version:
-            return None
+    def _router(self, version: str) -> Router | RamoleError:
         try:
-            self.bank.use_router(version, self.routers.load_router(version))
+            router = self.bank.router(version)
+            self._on_progress()
         except Exception as e:
             return _charged(e, "router_unavailable", f"router {version}")
-        return None
+        return router
 
 
 def _charged(error: Exception, code: str, what: str) -> RamoleError:

@@ -1,14 +1,15 @@
 """The coordinator: takes prompts from many threads, one thread owns the model.
 
-`submit(request) -> Future[Generation]` is the lasting interface; version 1 runs static batches (a
-batch ends before the next begins, finished prompts leave it at once). Guarantees: every future ends
-in an answer or an exception, unless a device call never returns (watchers: `progress_at`); a prompt
-that cannot be answered, an adapter or router that cannot be loaded and an error in a step are
-charged to the prompts concerned alone (PromptError); out of memory halves the batch. In float32
-greedy answers do not depend on the neighbours, and sampled ones only on the request's seed; coarser
-formats round differently in batches of other shapes. A lost device and a panic end the engine: all
-fails with UnavailableError, and only a new process helps. Without `start`, `step` drives the engine
-from the caller's thread (tests).
+`submit(request) -> Future[Generation]`. Continuous batching: whenever slots are free, waiting
+prompts enter; every step is one forward for all that run; what has its answer leaves at once.
+Guarantees: every future ends in an answer or an exception, unless a device call never returns
+(watchers: `progress_at`); a prompt that cannot be answered, an adapter or router that cannot be
+loaded and an error in a step are charged to the prompts concerned alone (PromptError); out of
+memory shrinks the batch. In float32 greedy answers do not depend on the neighbours, the batch size
+or the order of admission, and sampled ones only on the request's seed; coarser formats round
+differently in batches of other shapes. A lost device and a panic end the engine: all fails with
+UnavailableError, and only a new process helps. Without `start`, `step` drives the engine from the
+caller's thread (tests).
 """
 
 import logging
@@ -18,40 +19,44 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from concurrent.futures import Future
-from typing import Final, Literal
+from typing import Final
 
 import torch
 
-from ramole_core.engine.admission import Admission, RouterSource
+from ramole_core.engine.admission import Admission
 from ramole_core.engine.cascade import Cascade
 from ramole_core.engine.failures import Failure
+from ramole_core.engine.memory import memory_plan
 from ramole_core.engine.model import LoadedBase
 from ramole_core.engine.request import Generation, GenerationRequest
 from ramole_core.engine.retries import Retries
-from ramole_core.engine.runner import Runner, RunningBatch
+from ramole_core.engine.runner import NewToken, Runner
 from ramole_core.engine.sampling import NO_TOKEN
 from ramole_core.engine.scheduler import Scheduler
 from ramole_core.engine.sequence import Sequence
+from ramole_core.engine.slots import Slots
 from ramole_core.engine.stopping import StopRule
 from ramole_core.errors import PromptError, RamoleError, UnavailableError
 from ramole_core.mole.attach import MoleModel
 from ramole_core.mole.bank import AdapterBank
-from ramole_core.mole.plan import BatchPlan
 from ramole_core.settings import Settings
 
 log = logging.getLogger(__name__)
 
 IDLE_TICK_SECONDS: Final = 0.5  # how often an idle engine shows that it lives
+LOAD_TICK_SECONDS: Final = 0.02  # how often one that waits for adapters looks for newcomers
 STOP_SECONDS: Final = 60.0
+REFILL_SHARE: Final = {"cpu": 0.0}  # of the slots, free before newcomers enter: see Scheduler
 
 
 class Engine:
     """See the module's docstring.
 
-    For watchers (any thread may read): `progress_at` clock time of the last finished forward or
-    idle tick, standing still once the engine has ended; `idle`; `num_prompts` answered or failed
+    For watchers (any thread may read): `progress_at` clock time of the last finished forward, load
+    or idle tick, standing still once the engine has ended; `idle`; `num_prompts` answered or failed
     (under gate `cascade` counted once, at the end of the first pass), `num_generated_tokens`,
-    `num_steps`.
+    `num_steps`. `plan` says who gets how much memory. Raises ConfigError when the model cannot be
+    run over a slot cache or leaves no memory for a prompt.
     """
 
     def __init__(
@@ -59,25 +64,28 @@ class Engine:
         base: LoadedBase,
         mole: MoleModel,
         bank: AdapterBank,
-        routers: RouterSource,
         settings: Settings,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.base = base
         self.bank = bank
-        self.runner = Runner(base, mole, on_progress=self._tick)
-        self.limit_tokens = min(base.context_tokens, settings.max_batch_tokens)
+        self.runner = Runner(base, mole, bank, on_progress=self._tick)
+        token_bytes = self.runner.backend.bytes_per_token
+        self.plan = memory_plan(base, settings, token_bytes, self.runner.prefill_tokens)
+        self.limit_tokens = min(base.context_tokens, self.plan.max_batch_tokens)
         self.progress_at = clock()
         self.idle = True
         self.num_prompts = self.num_generated_tokens = self.num_steps = 0
-        self._admission = Admission(bank, routers, on_progress=self._tick)
+        self._admission = Admission(bank, on_progress=self._tick)
+        self._slots = Slots(settings.batch_size, self.plan.max_batch_tokens)
         self._num_threads = settings.torch_threads
         self._clock = clock
         self._scheduler = Scheduler(
             settings.batch_size,
-            settings.max_batch_tokens,
+            self.plan.max_batch_tokens,
             settings.bank_size,
             settings.batch_interval_seconds,
+            refill_share=REFILL_SHARE.get(base.device.type, 0.0),
         )
         self._wake = threading.Condition()  # guards _scheduler and _ended
         self._ended = ""  # why nothing is answered any more
@@ -85,7 +93,7 @@ class Engine:
         # Below: touched by the thread that steps only.
         self._retries = Retries()
         self._running: list[Sequence] = []  # taken from the line and not yet answered
-        self._batch: RunningBatch | None = None
+        self._isolated = False  # those that run are a part of a broken batch
 
     def submit(self, request: GenerationRequest) -> "Future[Generation]":
         """Queues a prompt; tokenised here, in the caller's thread. Never raises for the prompt:
@@ -114,19 +122,23 @@ class Engine:
         if self._thread is not None:
             self._thread.join(STOP_SECONDS)
         self._fail_everything(UnavailableError(self._ended))
+        self.bank.close()
+        self.runner.close()
 
     def step(self) -> bool:
-        """One prefill or one decode step. False when there is nothing to do yet, or ever again."""
+        """Lets waiting prompts in, then one forward. False when there is nothing to do yet, or
+        ever again."""
         if self._ended:
             return False
-        if self._batch is None:
-            sequences = self._take()
-            self.idle = not sequences
-            if sequences:
-                self._guarded(lambda: self._begin(sequences))
-        else:
-            self._guarded(self._decode)
-        self._tick()
+        chosen = self._chosen()
+        if chosen:
+            self._guarded(lambda: self._enter(chosen))
+        waits = not (chosen or self._running) and self._is_due()  # for adapters on their way
+        if self._running:
+            self._guarded(self._forward)
+        if not waits or self.bank.wait_for_load(LOAD_TICK_SECONDS):
+            self._tick()  # a store that does not answer is no progress
+        self.idle = not (self._running or self._retries or self._is_due())
         return not self.idle
 
     def _queue(self, sequences: Many[Sequence]) -> None:
@@ -141,65 +153,76 @@ class Engine:
             if sequence.future.set_running_or_notify_cancel():
                 sequence.future.set_exception(UnavailableError(self._ended))
 
-    def _begin(self, sequences: Many[Sequence]) -> None:
-        self._claim(sequences)
-        for sequence, error in self._admission.admit(self._running):
-            self._fail(sequence, error)
-        if self._running:
-            packed = self._admission.pack(self._running)
-            plan = BatchPlan.build([s.mix for s in self._running], packed, self.base.device)
-            self._batch = self.runner.start(self._running, plan)
-            self._deliver(self._batch)
-        else:
-            self._close_batch()
+    def _chosen(self) -> list[Sequence]:
+        """Who enters now: those that the scheduler takes out of the line, or a part of a broken
+        batch: one after the other, each by itself, nobody beside it."""
+        if self._isolated and self._running:
+            return []
+        part = self._retries.next_batch()
+        self._isolated = bool(part)
+        return part or self._taken()
 
-    def _decode(self) -> None:
-        assert self._batch is not None
-        self.runner.step(self._batch)
-        self._deliver(self._batch)
-
-    def _take(self) -> list[Sequence]:
-        if again := self._retries.next_batch():
-            return again
+    def _taken(self) -> list[Sequence]:
+        """Out of the line; the adapters of those that stay begin to load."""
         with self._wake:
-            return self._scheduler.next_batch(self._clock())
+            window = self._scheduler.window()
+        self._admission.look_ahead(window)
+        with self._wake:
+            return self._scheduler.admit(self._clock(), self._running, self._admission.ready)
 
-    def _claim(self, sequences: Many[Sequence]) -> None:
-        """From here on the prompts cannot be cancelled."""
+    def _enter(self, chosen: Many[Sequence]) -> None:
+        """They get their adapters and a slot."""
+        newcomers = self._claim(chosen)
+        self._running += newcomers
+        for sequence, error in self._admission.admit(newcomers):
+            self._fail(sequence, error)
+        self._slots.max_tokens = self._scheduler.token_limit
+        if self._slots.enter([s for s in newcomers if s in self._running]):
+            self.runner.forget()
+
+    def _forward(self) -> None:
+        self._deliver(self.runner.step(self._running, self._slots.cache))
+
+    def _is_due(self) -> bool:
+        """Somebody in the line may enter as soon as there is room and the adapters are here."""
+        with self._wake:
+            return self._scheduler.wait_seconds(self._clock()) == 0.0
+
+    def _claim(self, sequences: Many[Sequence]) -> list[Sequence]:
+        """From here on the prompts cannot be cancelled; those that were are left out."""
+        claimed = []
         for sequence in sequences:
             if sequence.started or sequence.future.set_running_or_notify_cancel():
                 sequence.started = True
                 sequence.restart()
-                self._running.append(sequence)
+                claimed.append(sequence)
+        return claimed
 
-    def _deliver(self, batch: RunningBatch) -> None:
-        """Gives every prompt its newest token; answers those that ended and drops them."""
+    def _deliver(self, tokens: Many[NewToken]) -> None:
+        """Gives every prompt its newest token; answers those that ended, which leave at once."""
         self.num_steps += 1
-        ended: list[tuple[int, Sequence, Literal["stop", "length"]]] = []
-        rows = []
-        newest = zip(batch.sequences, batch.tokens, batch.log_probabilities, strict=True)
-        for row, (sequence, token, log_probability) in enumerate(newest):
-            if token == NO_TOKEN:
-                self._fail(sequence, PromptError("not_a_number", "the model's output overflowed"))
+        for new in tokens:
+            sequence = new.sequence
+            if new.token == NO_TOKEN:
+                error = PromptError("not_a_number", "the model's output overflowed")
+                self._leave(sequence, clean=False)
+                self._fail(sequence, error)
                 continue
             self.num_generated_tokens += 1
-            if reason := sequence.append(token, log_probability):
-                ended.append((row, sequence, reason))
-            else:
-                rows.append(row)
-        if len(rows) == len(batch.sequences):
-            return
-        weights = batch.plan.report()
-        for row, sequence, reason in ended:
-            answer = sequence.generation(reason, weights[row])
-            self._forget(sequence)
-            sequence.future.set_result(answer)
-        if rows:
-            self.runner.keep(batch, rows)
-        else:
-            self._close_batch()
-            with self._wake:
-                self._scheduler.finished_batch()
+            if reason := sequence.append(new.token, new.log_probability, new.weights):
+                answer = sequence.generation(reason)
+                self._leave(sequence)
+                self._forget(sequence)
+                sequence.future.set_result(answer)
+        if self._isolated and not self._running:
+            self._isolated = False
+
+    def _leave(self, sequence: Sequence, clean: bool = True) -> None:
+        """The prompt's slot and adapters are free again."""
+        self._slots.leave(sequence, clean)
+        self._admission.release(sequence)
+        with self._wake:
+            self._scheduler.finished(sequence)
 
     def _guarded(self, action: Callable[[], None]) -> None:
         """Runs a step; whatever it raises is dealt with and never ends the thread."""
@@ -234,8 +257,10 @@ class Engine:
             self._scheduler.ran_out_of_memory(sequences)
 
     def _close_batch(self) -> None:
-        self._batch = None
-        self._admission.release()
+        """All slots and adapters are free again; what a broken step left in the cache is gone."""
+        self.runner.forget()
+        self._slots.release()
+        self._admission.release_all()
 
     def _forget(self, sequence: Sequence) -> None:
         self.num_prompts += not sequence.is_second_pass

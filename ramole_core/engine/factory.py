@@ -2,11 +2,11 @@
 
 import logging
 
-from ramole_core.engine.admission import RouterSource
 from ramole_core.engine.engine import Engine
 from ramole_core.engine.model import load_base
 from ramole_core.mole.attach import attach
 from ramole_core.mole.bank import AdapterBank, AdapterSource
+from ramole_core.mole.router import RouterSource
 from ramole_core.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -17,5 +17,16 @@ def build_engine(settings: Settings, adapters: AdapterSource, routers: RouterSou
     base = load_base(settings)
     log.info("base model %s on %s, %s (%s)", base.name, base.device, base.dtype, base.reason)
     mole = attach(base.model)
-    bank = AdapterBank(base.targets, settings.bank_size, adapters, base.device, base.dtype)
-    return Engine(base, mole, bank, routers, settings)
+    bank = AdapterBank(
+        base.targets,
+        settings.bank_size,
+        adapters,
+        base.device,
+        base.dtype,
+        mole.groups,
+        routers,
+    )
+    engine = Engine(base, mole, bank, settings)
+    level = logging.WARNING if engine.plan.warnings else logging.INFO
+    log.log(level, "memory: %s", engine.plan)
+    return engine

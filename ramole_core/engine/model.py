@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ramole_core.adapters.base_info import BaseInfo
+from ramole_core.engine.device import choose_device
 from ramole_core.engine.request import GenerationRequest
 from ramole_core.engine.tokens import TextCodec
 from ramole_core.errors import ConfigError, PromptError
@@ -80,7 +81,11 @@ class LoadedBase:
         else:
             ids = self.codec.encode_messages(request.messages or ())
         by_batch = limit_tokens < self.context_tokens
-        limit = "the worker's RAMOLE_MAX_BATCH_TOKENS" if by_batch else "a context"
+        limit = (
+            "the worker's batch (RAMOLE_MAX_BATCH_TOKENS, 0: by its memory)"
+            if by_batch
+            else "a context"
+        )
         ids = self.codec.fit(ids, limit_tokens, request.max_new_tokens, request.on_too_long, limit)
         if max(ids) >= self.num_embeddings:
             raise PromptError(
@@ -102,8 +107,8 @@ class LoadedBase:
 
 def load_base(settings: Settings) -> LoadedBase:
     """Loads model and tokenizer as `settings` say. Raises ConfigError."""
-    device, dtype, reason = choose_device(settings)
     source, name, aliases = locate(settings)
+    device, dtype, reason = choose_device(settings, lambda: _hidden_width(source))
     model, tokenizer = _from_pretrained(source, dtype)
     _check_supported(model, source)
     if ignored := ignored_settings(model):
@@ -137,34 +142,6 @@ def describe_base(
         forward_names=_forward_names(model),
         num_embeddings=_num_embeddings(model),
     )
-
-
-def choose_device(settings: Settings) -> tuple[torch.device, torch.dtype, str]:
-    """Device, number format and the reason for both. Raises ConfigError."""
-    has_cuda = torch.cuda.is_available()
-    word = settings.device
-    if word == "auto":
-        word, why = ("cuda", "CUDA found") if has_cuda else ("cpu", "no CUDA found")
-    else:
-        why = f"RAMOLE_DEVICE={word}"
-    try:
-        device = torch.device(word)
-    except RuntimeError as e:
-        raise ConfigError(f"RAMOLE_DEVICE={word!r}: use auto, cpu, cuda or cuda:1 …") from e
-    if device.type == "meta":
-        raise ConfigError(f"RAMOLE_DEVICE={word!r} computes nothing: use auto, cpu or cuda")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"RAMOLE_DEVICE={word!r}: {torch.cuda.device_count()} CUDA devices found; "
-            "use auto or cpu"
-        )
-    if settings.dtype != "auto":
-        return device, getattr(torch, settings.dtype), f"{why}; RAMOLE_DTYPE={settings.dtype}"
-    if device.type != "cuda":
-        return device, torch.float32, f"{why}; float32, the exact format, off CUDA"
-    if torch.cuda.is_bf16_supported(including_emulation=False):
-        return device, torch.bfloat16, f"{why}; bfloat16, supported by the device"
-    return device, torch.float16, f"{why}; float16, the device has no bfloat16"
 
 
 def locate(settings: Settings) -> tuple[str, str, tuple[str, ...]]:
@@ -208,6 +185,17 @@ def ignored_settings(model: Any) -> list[str]:
     found = {name: getattr(config, name, None) for name in IGNORED_SETTINGS}
     # 0, 1 and nothing at all are the values without an effect.
     return [f"{name}={value}" for name, value in found.items() if value and value != 1]
+
+
+def _hidden_width(source: str) -> int:
+    """Of the model, from its configuration; 0 when that cannot be read: loading it says why."""
+    from transformers import AutoConfig  # slow to import
+
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        return int(config.get_text_config(decoder=True).hidden_size)
+    except Exception:  # as many kinds as there are of models
+        return 0
 
 
 def _from_pretrained(source: str, dtype: torch.dtype) -> tuple[nn.Module, Any]:

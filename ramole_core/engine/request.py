@@ -26,7 +26,7 @@ class GenerationRequest:
     base model. `temperature` 0 is greedy. `tau` is the temperature of the retrieval prior.
     `rule` is that of gate `cascade`; without one nothing is known of how sure a sure answer is,
     and the gate is `mole`. `wants_confidence` asks for the answer's confidence, which gate
-    `cascade` computes anyway.
+    `cascade` computes anyway. A higher `priority` is answered earlier: engine/line.py.
     Raises PromptError when the parts do not go together: codes `bad_request`, `bad_gate`,
     `no_router`, `bad_weight`, `bad_similarity`, `duplicate_expert`.
     """
@@ -45,6 +45,7 @@ class GenerationRequest:
     stop: tuple[str, ...] = ()
     on_too_long: Literal["fail", "truncate"] = "fail"
     wants_confidence: bool = False
+    priority: int = 0
 
     def __post_init__(self) -> None:
         if (self.prompt is None) == (self.messages is None):

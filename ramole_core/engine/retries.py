@@ -16,6 +16,9 @@ class Retries:
     def __init__(self) -> None:
         self._batches: deque[list[Sequence]] = deque()
 
+    def __len__(self) -> int:
+        return len(self._batches)
+
     def next_batch(self) -> list[Sequence]:
         """Takes the next part; empty when nothing is to be run again."""
         return self._batches.popleft() if self._batches else []

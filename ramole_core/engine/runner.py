@@ -1,9 +1,9 @@
-"""Runs a batch through the model: the prompts in chunks, then one token for every prompt a step.
+"""Runs the prompts through the model: one forward for all that decode and all that come in.
 
-Dims: B prompts, T tokens of one forward, W width so far (prompt, padding, answer), V vocabulary.
-Prompts are padded on the left and carry explicit positions and masks, so an answer does not depend
-on its neighbours. Only the last position's logits are computed, and long prompts go through in
-chunks of bounded size, so memory grows with the cache alone. Lists first, tensors once.
+Dims: N rows of a forward, M rows that give a token, V vocabulary.
+Newcomers' prompts go through in chunks of a bounded number of tokens, beside the prompts that
+decode; nothing is padded but attention's buckets. Only the rows that give a token get logits, so
+memory grows with the cache alone.
 Models whose position code looks at the whole batch (longrope, dynamic NTK) follow the longest
 prompt: for those, and only those, an answer may depend on its neighbours.
 """
@@ -15,135 +15,155 @@ from typing import Any, Final
 
 import torch
 
-from ramole_core.engine.cache import keep_rows, new_cache
+from ramole_core.engine.attention import AttentionStep
+from ramole_core.engine.backend import Backend
 from ramole_core.engine.model import LoadedBase
-from ramole_core.engine.sampling import Sampler, log_probabilities
+from ramole_core.engine.rows import Chunk, RowBuilder, Rows
+from ramole_core.engine.sampling import log_probabilities, next_tokens
 from ramole_core.engine.sequence import Sequence
+from ramole_core.engine.slots import SlotCache
 from ramole_core.mole.attach import MoleModel
-from ramole_core.mole.plan import BatchPlan
+from ramole_core.mole.bank import AdapterBank
+from ramole_core.mole.partition import Partition
 
-PREFILL_TOKENS: Final = {"cuda": 4096, "cpu": 1024}  # of one forward, padding included
-MIN_CHUNK: Final = 16
+PREFILL_TOKENS: Final = {"cuda": 8192, "cpu": 2048}  # prompt tokens of one forward
 
 
-@dataclass(eq=False)
-class RunningBatch:
-    """The tensors of a batch between two steps."""
+@dataclass(frozen=True)
+class NewToken:
+    """What one forward gave one prompt."""
 
-    sequences: list[Sequence]  # B
-    plan: BatchPlan
-    sampler: Sampler
-    cache: Any
-    mask: torch.Tensor | None  # (B, W_max) int64, 0 on padding; None: no padding, no mask needed
-    width: int  # W
-    positions: torch.Tensor  # (B, 1) int64, position of each prompt's newest token
-    tokens: list[int]  # B, the newest token of each prompt
-    log_probabilities: list[float | None]  # B, of those tokens; None: that prompt wants none
+    sequence: Sequence
+    token: int  # NO_TOKEN: its logits are no numbers
+    log_probability: float | None
+    weights: tuple[float, ...] | None  # of its active experts, for routed prompts
 
 
 class Runner:
-    """Owns the model while a batch runs. `on_progress` is called after every forward."""
+    """Owns the model while it runs. `on_progress` is called after every forward."""
 
     def __init__(
-        self, base: LoadedBase, mole: MoleModel, on_progress: Callable[[], None] = lambda: None
+        self,
+        base: LoadedBase,
+        mole: MoleModel,
+        bank: AdapterBank,
+        on_progress: Callable[[], None] = lambda: None,
     ) -> None:
         self.base = base
         self.mole = mole
         self.on_progress = on_progress
         self.prefill_tokens = PREFILL_TOKENS.get(base.device.type, PREFILL_TOKENS["cpu"])
+        self.backend = Backend.install(base.model)
+        partition = Partition(len(mole.groups), bank.num_numbers, bank.packed_sets)
+        self._builder = RowBuilder(bank, partition, base.device)
+        self._rows: Rows | None = None  # of the last forward
 
     @torch.inference_mode()
-    def start(self, sequences: Many[Sequence], plan: BatchPlan) -> RunningBatch:
-        """Runs the prompts; `tokens` of the answer are the first generated ones."""
-        ids, padding = self._padded(sequences)  # (B, W), (B,)
-        num, width = ids.shape
-        batch = RunningBatch(
-            sequences=list(sequences),
-            plan=plan,
-            sampler=Sampler([s.request for s in sequences]),
-            cache=new_cache(self.base.model),
-            mask=self._mask(sequences, padding, width),
-            width=0,
-            positions=(width - 1 - padding)[:, None],  # (B, 1)
-            tokens=[],
-            log_probabilities=[],
+    def step(self, running: Many[Sequence], cache: SlotCache) -> list[NewToken]:
+        """One forward: the newest token of every prompt that decodes, and as many prompt tokens of
+        the others as fit. Returns a token for every prompt whose own tokens are all in."""
+        rows = self._next_rows(running, cache)
+        logits = self._forward(rows)  # (M, V)
+        for chunk in rows.chunks:
+            chunk.sequence.num_cached += len(chunk.ids)
+        return _new_tokens(rows, logits)
+
+    def close(self) -> None:
+        """Gives the model its own attention back."""
+        self.forget()
+        self.backend.remove()
+
+    def forget(self) -> None:
+        """Slots were numbered anew or a step broke: the last rows are no beginning of the next."""
+        self._rows = None
+
+    def _next_rows(self, running: Many[Sequence], cache: SlotCache) -> Rows:
+        if self._rows is not None and self._goes_on(self._rows, running):
+            self._rows.advance()
+        else:
+            self._rows = None  # frees the old before the new is made
+            self._rows = self._builder.build(self._chunks(running), cache)
+        return self._rows
+
+    def _goes_on(self, rows: Rows, running: Many[Sequence]) -> bool:
+        """The last forward was of these prompts, and all of them decoded."""
+        return (
+            rows.last is None
+            and len(rows.chunks) == len(running)
+            and all(chunk.decodes for chunk in rows.chunks)
+            and {id(c.sequence) for c in rows.chunks} == set(map(id, running))
         )
-        positions = torch.arange(width, device=ids.device) - padding[:, None]  # (B, W)
-        positions.clamp_(min=0)
-        chunk = max(MIN_CHUNK, self.prefill_tokens // num)
-        for begin in range(0, width, chunk):
-            end = min(begin + chunk, width)
-            part = slice(begin, end)
-            logits = self._forward(batch, ids[:, part], positions[:, part], end == width)
-        self._choose(batch, logits)
-        return batch
 
-    @torch.inference_mode()
-    def step(self, batch: RunningBatch) -> list[int]:
-        """Feeds every prompt's newest token; its next one becomes the newest."""
-        ids = torch.tensor(batch.tokens, device=self.base.device)[:, None]  # (B, 1)
-        batch.positions = batch.positions + 1  # (B, 1)
-        logits = self._forward(batch, ids, batch.positions, True)
-        self._choose(batch, logits)
-        return batch.tokens
+    def _chunks(self, running: Many[Sequence]) -> list[Chunk]:
+        left = self.prefill_tokens
+        chunks = []
+        for sequence in running:
+            chunk = Chunk.of(sequence, left)
+            if not chunk.ids:
+                continue
+            if chunk.start < len(sequence.prompt_ids):
+                left -= len(chunk.ids)
+            chunks.append(chunk)
+        return chunks
 
-    @torch.inference_mode()
-    def keep(self, batch: RunningBatch, rows: Many[int]) -> None:
-        """Drops every prompt of `batch` but `rows`."""
-        index = torch.tensor(list(rows), device=self.base.device)  # (B',)
-        keep_rows(batch.cache, index)
-        batch.sampler.keep(rows)
-        batch.plan = batch.plan.select(rows)
-        batch.sequences = [batch.sequences[row] for row in rows]
-        batch.tokens = [batch.tokens[row] for row in rows]
-        batch.log_probabilities = [batch.log_probabilities[row] for row in rows]
-        batch.positions = batch.positions[index]  # (B', 1)
-        batch.mask = None if batch.mask is None else batch.mask[index]  # (B', W_max)
-
-    def _forward(
-        self, batch: RunningBatch, ids: torch.Tensor, positions: torch.Tensor, counting: bool
-    ) -> torch.Tensor:
-        """ids, positions (B, T) -> logits (B, V) float32 of the last position.
-
-        `counting`: that position gives a token, its gate weights go into the report.
-        """
-        batch.width += ids.shape[1]
-        mask = None if batch.mask is None else batch.mask[:, : batch.width]  # (B, W)
-        arguments: dict[str, Any] = {"position_ids": positions, "logits_to_keep": 1}
-        known = {k: v for k, v in arguments.items() if k in self.base.forward_names}
-        batch.plan.counting, batch.plan.num_tokens = counting, ids.shape[1]
-        with self.mole.running(batch.plan):
-            logits = self.base.model(
-                input_ids=ids,
-                attention_mask=mask,
-                past_key_values=batch.cache,
-                use_cache=True,
-                **known,
-            ).logits  # (B, 1, V), or (B, T, V) where the model cannot keep less
+    def _forward(self, rows: Rows) -> torch.Tensor:
+        """-> logits (M, V) float32."""
+        arguments: dict[str, Any] = {}
+        can_pick = "logits_to_keep" in self.base.forward_names
+        if can_pick and rows.last is not None:
+            arguments["logits_to_keep"] = rows.last
+        with self.mole.running(rows.plan):
+            logits = run_flat(self.base.model, rows.ids, rows.positions, rows.attention, arguments)
         self.on_progress()
-        return logits[:, -1].float()
+        picked = logits[0] if can_pick or rows.last is None else logits[0, rows.last]
+        return picked.float()
 
-    def _choose(self, batch: RunningBatch, logits: torch.Tensor) -> None:
-        """logits (B, V) -> every prompt's next token, with its log-probability where wanted."""
-        wanted = [s.wants_confidence for s in batch.sequences]
-        batch.tokens = batch.sampler.next_tokens(logits)
-        batch.log_probabilities = log_probabilities(logits, batch.tokens, wanted)
 
-    def _padded(self, sequences: Many[Sequence]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Prompts padded on the left (B, W) and their padding (B,). Padding is masked, so any
-        valid id does: a tokenizer's pad id may lie outside the model's vocabulary."""
-        width = max(len(s.prompt_ids) for s in sequences)
-        padding = [width - len(s.prompt_ids) for s in sequences]
-        rows = [[0] * n + s.prompt_ids for n, s in zip(padding, sequences, strict=True)]
-        device = self.base.device
-        return torch.tensor(rows, device=device), torch.tensor(padding, device=device)
+def run_flat(
+    model: Any,
+    ids: torch.Tensor,
+    positions: torch.Tensor,
+    attention: AttentionStep,
+    arguments: dict[str, Any],
+) -> torch.Tensor:
+    """ids, positions (1, N) -> logits (1, N or fewer, V)."""
+    output = model(
+        input_ids=ids,
+        position_ids=positions,
+        use_cache=False,
+        slots_step=attention,
+        **arguments,
+    )
+    logits: torch.Tensor = output.logits
+    return logits
 
-    def _mask(
-        self, sequences: Many[Sequence], padding: torch.Tensor, width: int
-    ) -> torch.Tensor | None:
-        even = all(len(s.prompt_ids) == width for s in sequences)
-        if even and "position_ids" in self.base.forward_names:
-            return None
-        longest = width + max(s.max_new_tokens for s in sequences)  # W_max
-        columns = torch.arange(longest, device=padding.device)  # (W_max,)
-        return (columns >= padding[:, None]).long()  # (B, W_max)
+
+def _new_tokens(rows: Rows, logits: torch.Tensor) -> list[NewToken]:
+    sequences = [chunk.sequence for chunk in rows.giving]
+    if not sequences:
+        return []
+    tokens = next_tokens(logits, sequences)
+    wanted = [s.wants_confidence for s in sequences]
+    likely = log_probabilities(logits, tokens, wanted)
+    weights = _weights(rows)
+    return [
+        NewToken(sequence, token, value, weights.get(id(sequence)))
+        for sequence, token, value in zip(sequences, tokens, likely, strict=True)
+    ]
+
+
+def _weights(rows: Rows) -> dict[int, tuple[float, ...]]:
+    """The gate weights of the routed prompts that got a token, by the id of their sequence."""
+    found = {}
+    giving = iter(rows.giving)
+    for segment in rows.plan.segments:
+        num = segment.num_giving
+        members = [next(giving).sequence for _ in range(num)]
+        if not segment.any_routed or not num:
+            continue
+        place = {ref: p for p, ref in enumerate(segment.packed.experts)}
+        table = segment.weights().tolist()  # M x P
+        for sequence, row in zip(members, table, strict=True):
+            if sequence.mix.routed:
+                found[id(sequence)] = tuple(row[place[ref]] for ref in sequence.adapters)
+    return found

@@ -6,7 +6,7 @@ logits.
 """
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Protocol
 
 import torch
 
@@ -16,40 +16,46 @@ NO_TOKEN: Final = -1
 MIN_TEMPERATURE: Final = 1e-6  # a smaller one rounds to 0 in float32
 
 
-class Sampler:
-    """The sampling state of one batch: a generator for each prompt that is not greedy."""
+class Sampled(Protocol):
+    """A prompt as it is sampled."""
 
-    def __init__(self, requests: Sequence[GenerationRequest]) -> None:
-        self._requests = list(requests)  # B
-        self._generators = [
-            torch.Generator().manual_seed(r.seed) if r.temperature > 0 else None for r in requests
-        ]
+    @property
+    def request(self) -> GenerationRequest:
+        """How it is decoded."""
+        ...
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Drops every prompt but `rows`; the others' random numbers go on unchanged."""
-        self._requests = [self._requests[row] for row in rows]
-        self._generators = [self._generators[row] for row in rows]
+    @property
+    def generator(self) -> torch.Generator | None:
+        """Its own random numbers; None: greedy."""
+        ...
 
-    def next_tokens(self, logits: torch.Tensor) -> list[int]:
-        """logits (B, V) -> B token ids; -1 for a prompt whose logits are no numbers: NaN, +inf, or
-        -inf for every token."""
-        tokens = logits.argmax(dim=-1)  # (B,)
-        rows = [row for row, g in enumerate(self._generators) if g is not None]
-        if rows:
-            index = torch.tensor(rows, device=logits.device)  # (N,)
-            tokens[index] = self._sample(logits[index].float(), rows)
-        usable = logits.amax(dim=-1).isfinite()  # (B,), NaN wins every maximum
-        tokens = torch.where(usable, tokens, NO_TOKEN)  # (B,)
-        return list(map(int, tokens.tolist()))
 
-    def _sample(self, logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-        """logits (N, V) float32 of the prompts `rows` -> (N,) token ids."""
-        requests = [self._requests[row] for row in rows]
-        draws = [float(torch.rand((), generator=self._generators[row])) for row in rows]
-        temperature = [max(r.temperature, MIN_TEMPERATURE) for r in requests]
-        top_p = [r.top_p for r in requests]
-        columns = torch.tensor([temperature, top_p, draws], device=logits.device)  # (3, N)
-        return sample_tokens(logits, *columns[..., None].unbind())
+def next_tokens(logits: torch.Tensor, sequences: Sequence[Sampled]) -> list[int]:
+    """logits (B, V) -> B token ids; -1 for a prompt whose logits are no numbers: NaN, +inf, or
+    -inf for every token. Greedy for prompts without a generator; the others' generators move on
+    by one number each."""
+    tokens = logits.argmax(dim=-1)  # (B,)
+    rows = [row for row, s in enumerate(sequences) if s.generator is not None]
+    if rows:
+        index = torch.tensor(rows, device=logits.device)  # (N,)
+        tokens[index] = _sample(logits[index].float(), [sequences[row] for row in rows])
+    usable = logits.amax(dim=-1).isfinite()  # (B,), NaN wins every maximum
+    tokens = torch.where(usable, tokens, NO_TOKEN)  # (B,)
+    return list(map(int, tokens.tolist()))
+
+
+def generator_of(request: GenerationRequest) -> torch.Generator | None:
+    """A generator seeded by the request; None for greedy ones."""
+    return torch.Generator().manual_seed(request.seed) if request.temperature > 0 else None
+
+
+def _sample(logits: torch.Tensor, sequences: Sequence[Sampled]) -> torch.Tensor:
+    """logits (N, V) float32 -> (N,) token ids."""
+    draws = [float(torch.rand((), generator=s.generator)) for s in sequences]
+    temperature = [max(s.request.temperature, MIN_TEMPERATURE) for s in sequences]
+    top_p = [s.request.top_p for s in sequences]
+    columns = torch.tensor([temperature, top_p, draws], device=logits.device)  # (3, N)
+    return sample_tokens(logits, *columns[..., None].unbind())
 
 
 def log_probabilities(

@@ -1,124 +1,189 @@
-"""Which waiting prompts run together. Policy only: no tensors, no clock of its own.
+"""Which waiting prompts enter the free slots of the running batch. Policy only: no tensors, no
+clock of its own.
 
-A batch is due when `batch_size` prompts wait, or when the oldest has waited `interval_seconds`.
-It always holds the oldest prompt, so nothing starves: a prompt waits for at most as many batches
-as there were older prompts (a second pass of gate `cascade` is as old as its prompt). The rest are
-the prompts nearest to it in length (little padding), then those that share its adapters (few
-experts, a cheaper mixture), then the older ones. Limits: `batch_size` prompts, `max_batch_tokens`
-padded tokens, one router version, `bank_size` adapters.
+Limits of what runs together: `batch_size` prompts; the cache's rectangle, as many rows as prompts,
+each as long as the longest can become, holds `max_batch_tokens` (less for a while after running out
+of memory); `bank_size` adapters. A prompt alone is always within them: the engine sees to it.
+
+When: with nothing running, once `batch_size` prompts wait or the oldest has waited for
+`interval_seconds`. Otherwise as soon as a slot is free, or, with a `refill_share`, once that share
+of the slots is free (or enough for all that wait): few large prefills instead of many small ones.
+
+Who, among the first `window` of the line whose adapters are ready: the highest priority that fits;
+then whoever needs the fewest experts that are not active yet (a small mixture is a cheap one, and
+families of prompts end up together); then the length nearest to the longest (little of the
+rectangle lies idle); then the oldest. On simulated streams (benchmarks/scheduling.py) cleverer
+choices by how many prompts wait for an expert were no better: some streams gained by what others
+lost.
+
+Age is bounded. At most MAX_OVERTAKEN_WINDOWS windows of prompts behind it in the line enter before
+a prompt; what is overdue (engine/line.py says when) goes first, and when it does not fit, nothing
+enters until it does. An overdue prompt whose adapters are not ready lets others pass, but room in
+the bank is kept for it, so that they can be loaded: on top of the bound comes the time that takes.
 """
 
+import functools
 import math
-from bisect import insort
-from collections.abc import Iterable
+from collections.abc import Callable, Collection
 from collections.abc import Sequence as Many
+from typing import Final
 
 from ramole_core.adapters.ref import AdapterRef
+from ramole_core.engine.line import Line, Waiting
 from ramole_core.engine.sequence import Sequence
 
+MAX_OVERTAKEN_WINDOWS: Final = 2
 
-def padded_tokens(sequences: Iterable[Sequence]) -> int:
-    """Tokens of a batch at its end: every prompt as long as the longest, as many answer tokens."""
-    members = list(sequences)
-    longest = max((len(s.prompt_ids) for s in members), default=0)
-    return len(members) * (longest + max((s.max_new_tokens for s in members), default=0))
+
+def rectangle(sequences: Collection[Sequence]) -> int:
+    """Tokens of cache that these need together: every row as long as the longest can become."""
+    return len(sequences) * max((s.num_tokens for s in sequences), default=0)
 
 
 class Scheduler:
-    """The waiting prompts. Not thread-safe: the engine holds its lock around every call."""
+    """The waiting prompts. Not thread-safe: the engine holds its lock around every call.
+    `token_limit`: what the rectangle may hold now."""
 
     def __init__(
-        self, batch_size: int, max_batch_tokens: int, bank_size: int, interval_seconds: float
+        self,
+        batch_size: int,
+        max_batch_tokens: int,
+        bank_size: int,
+        interval_seconds: float,
+        window: int = 128,
+        refill_share: float = 0.0,
     ) -> None:
         self.batch_size = batch_size
         self.max_batch_tokens = max_batch_tokens
         self.bank_size = bank_size
         self.interval_seconds = interval_seconds
-        self._waiting: list[Sequence] = []  # oldest first
-        self._token_limit = max_batch_tokens  # lower for a while after running out of memory
+        self._num_refill = max(1, math.ceil(refill_share * batch_size))
+        self._line = Line(window, MAX_OVERTAKEN_WINDOWS * window, batch_size)
+        self.token_limit = max_batch_tokens  # lower for a while after running out of memory
+        self._num_fitted = 0  # prompts that ended since the limit changed
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self._line)
 
     def add(self, sequence: Sequence) -> None:
-        """Puts a prompt into the line, behind those that arrived no later."""
-        insort(self._waiting, sequence, key=lambda s: s.arrived_at)
+        """Puts a prompt into the line, behind those of the same or higher priority that arrived
+        no later."""
+        self._line.add(sequence)
 
     def wait_seconds(self, now: float) -> float | None:
-        """How long until a batch is due: 0 when it is, None when nothing waits."""
-        if not self._waiting:
+        """How long until a batch is due when nothing runs: 0 when it is, None when nothing
+        waits."""
+        if not self._line:
             return None
-        if len(self._waiting) >= self.batch_size:
+        if len(self._line) >= self.batch_size:
             return 0.0
-        return max(0.0, self._waiting[0].arrived_at + self.interval_seconds - now)
+        return max(0.0, self._line.oldest_arrival() + self.interval_seconds - now)
 
-    def next_batch(self, now: float) -> list[Sequence]:
-        """Takes the next batch out of the line; empty when none is due. Cancelled prompts leave
-        the line here."""
-        self._waiting = [s for s in self._waiting if not _left(s)]
-        if self.wait_seconds(now) != 0.0:
+    def window(self) -> list[Sequence]:
+        """The first of the line, in its order: whose adapters to load. Cancelled prompts leave
+        the line here and in `admit`."""
+        return [w.sequence for w in self._line.front()]
+
+    def admit(
+        self,
+        now: float,
+        running: Many[Sequence],
+        ready: Callable[[AdapterRef], bool] = lambda ref: True,
+    ) -> list[Sequence]:
+        """Takes those that enter out of the line; empty when nobody may or should. Without an
+        adapter that is `ready` it waits for a load: then nothing may enter although it is due."""
+        front = self._line.front()
+        if not self._is_due(now, len(running)):
             return []
-        batch = self._choose()
-        taken = set(map(id, batch))
-        self._waiting = [s for s in self._waiting if id(s) not in taken]
-        return batch
+        batch = _Batch(running, self.batch_size, self.token_limit, self.bank_size)
+        _fill(batch, front, functools.cache(ready))
+        self._line.take(batch.chosen)
+        return [w.sequence for w in batch.chosen]
 
     def drain(self) -> list[Sequence]:
         """Takes everything out of the line."""
-        waiting, self._waiting = self._waiting, []
-        return waiting
+        return self._line.drain()
 
-    def ran_out_of_memory(self, sequences: Many[Sequence]) -> None:
-        """Batches get half as big as the one that did not fit, until others did."""
-        self._token_limit = max(1, padded_tokens(sequences) // 2)
+    def ran_out_of_memory(self, sequences: Collection[Sequence]) -> None:
+        """The rectangle gets half as big as the one that did not fit, until others did."""
+        self.token_limit = max(1, rectangle(sequences) // 2)
+        self._num_fitted = 0
 
-    def finished_batch(self) -> None:
-        """A batch fitted: the limit goes back up by an eighth."""
-        self._token_limit = min(self.max_batch_tokens, self._token_limit * 9 // 8 + 1)
+    def finished(self, sequence: Sequence) -> None:
+        """A prompt has left the batch. When `batch_size` did, the limit goes back up by an
+        eighth."""
+        self._num_fitted += 1
+        if self._num_fitted >= self.batch_size:
+            self._num_fitted = 0
+            self.token_limit = min(self.max_batch_tokens, self.token_limit * 9 // 8 + 1)
 
-    def _choose(self) -> list[Sequence]:
-        oldest, *others = self._waiting
-        batch = _Batch(self, oldest)
-        wanted = set(oldest.adapters)
-
-        def distance(s: Sequence) -> tuple[int, int, tuple[AdapterRef, ...]]:
-            octaves = math.log2(len(s.prompt_ids) / len(oldest.prompt_ids))
-            return abs(round(4 * octaves)), len(set(s.adapters) - wanted), s.adapters
-
-        for candidate in sorted(others, key=distance):  # stable: the older first
-            if len(batch.members) == self.batch_size:
-                break
-            batch.add_if_it_fits(candidate, self._token_limit)
-        return batch.members
-
-
-def _left(s: Sequence) -> bool:
-    """True when the prompt was cancelled. The second call tells whoever waits for its future:
-    `concurrent.futures.wait` would otherwise never return."""
-    return s.future.cancelled() and not s.future.set_running_or_notify_cancel()
+    def _is_due(self, now: float, num_running: int) -> bool:
+        if not num_running:
+            return self.wait_seconds(now) == 0.0
+        num_free = self.batch_size - num_running
+        return num_free >= min(len(self._line), self._num_refill)
 
 
 class _Batch:
-    """A batch in the making: always within the scheduler's limits."""
+    """What runs and who is to join it: the latter never beyond the limits."""
 
-    def __init__(self, limits: Scheduler, first: Sequence) -> None:
-        self.limits = limits
-        self.members = [first]
-        self.adapters = set(first.adapters)
-        self.router = first.router
-        self.longest = len(first.prompt_ids)
-        self.most_new = first.max_new_tokens
+    def __init__(
+        self, running: Many[Sequence], max_prompts: int, max_tokens: int, max_experts: int
+    ) -> None:
+        self.chosen: list[Waiting] = []
+        self._max_prompts = max_prompts
+        self._max_tokens = max_tokens
+        self._max_experts = max_experts
+        self._num_prompts = len(running)
+        self._longest = max((s.num_tokens for s in running), default=0)
+        self._octaves = math.log2(self._longest) if self._longest else None
+        self._experts = {ref for s in running for ref in s.adapters}
+        self._kept: frozenset[AdapterRef] = frozenset()  # room for these adapters stays free
 
-    def add_if_it_fits(self, s: Sequence, token_limit: int) -> None:
-        adapters = self.adapters | set(s.adapters)
-        longest = max(self.longest, len(s.prompt_ids))
-        most_new = max(self.most_new, s.max_new_tokens)
-        fits = (
-            (len(self.members) + 1) * (longest + most_new) <= token_limit
-            and len(adapters) <= self.limits.bank_size
-            and (s.router is None or self.router in (None, s.router))
+    def fits(self, waiting: Waiting) -> bool:
+        num_prompts = self._num_prompts + 1
+        tokens = num_prompts * max(self._longest, waiting.num_tokens)
+        held = self._experts | self._kept if self._kept else self._experts
+        return (
+            num_prompts <= self._max_prompts
+            and (tokens <= self._max_tokens or num_prompts == 1)
+            and len(held) + len(waiting.experts - held) <= self._max_experts
         )
-        if fits:
-            self.members.append(s)
-            self.adapters, self.longest, self.most_new = adapters, longest, most_new
-            self.router = self.router or s.router
+
+    def enter(self, waiting: Waiting) -> None:
+        self.chosen.append(waiting)
+        self._num_prompts += 1
+        self._longest = max(self._longest, waiting.num_tokens)
+        self._octaves = math.log2(self._longest)
+        self._experts |= waiting.experts
+
+    def keep_room(self, waiting: Waiting) -> None:
+        """For the first that asks only: room for all of them might leave none for others."""
+        self._kept = self._kept or waiting.experts
+
+    def cost(self, waiting: Waiting) -> tuple[int, int, int]:
+        """The lower, the better: priority, experts to add, distance in half octaves of length."""
+        distance = 0.0 if self._octaves is None else 2 * (waiting.octaves - self._octaves)
+        return waiting.rank, len(waiting.experts - self._experts), abs(round(distance))
+
+
+def _fill(batch: _Batch, front: Many[Waiting], ready: Callable[[AdapterRef], bool]) -> None:
+    """Lets those of the line's front enter that should."""
+    here = [w for w in front if all(map(ready, w.experts))]
+    for waiting in front:
+        if not waiting.overdue:  # they stand first
+            break
+        if waiting not in here:
+            batch.keep_room(waiting)
+        elif batch.fits(waiting):
+            batch.enter(waiting)
+        else:
+            return
+    candidates = [w for w in here if not w.overdue]
+    while candidates:
+        best = min(candidates, key=batch.cost)  # the first of equals: the oldest
+        if batch.fits(best):
+            batch.enter(best)
+            candidates.remove(best)
+        else:
+            candidates = [w for w in candidates if batch.fits(w)]

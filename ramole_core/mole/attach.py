@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ramole_core.errors import ConfigError
+from ramole_core.mole.groups import find_groups
 from ramole_core.mole.layer import MoleLinear, PlanHolder
 from ramole_core.mole.plan import BatchPlan
 
@@ -24,6 +25,7 @@ class MoleModel:
     model: nn.Module
     holder: PlanHolder
     targets: dict[str, tuple[int, int]]  # target linear -> (D_out, D_in)
+    groups: tuple[tuple[str, ...], ...]  # targets that read the very same input; each once
 
     @contextmanager
     def running(self, plan: BatchPlan | None) -> Iterator[None]:
@@ -85,10 +87,11 @@ def attach(model: nn.Module) -> MoleModel:
             f"{type(model).__name__} has no nn.Linear to adapt: choose another RAMOLE_MODEL"
         )
     model.requires_grad_(False)
+    groups = find_groups(model, list(targets))
     holder = PlanHolder()
     for name, linear in target_linears(model).items():
         _replace(model, name, MoleLinear(linear, name, holder))
-    return MoleModel(model, holder, targets)
+    return MoleModel(model, holder, targets, groups)
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -1,33 +1,39 @@
-"""The adapters that lie on the device: a bounded pool with pins, oldest use out first.
+"""The adapters that lie on the device: a bounded pool with pins, filled beside the engine's thread.
 
-Dims: R rank of an adapter in one linear, R_r router rank, D_in and D_out sides of the linear.
-One pool holds adapters of any ranks and targets. One router is active at a time: for it the bank
-keeps the Gram matrices G_i = B_rᵀ B_i (PAPER.md section 2); another router recomputes them.
-Guarantees: never more than `capacity` adapters; an adapter in use (pinned) is never evicted; an
-adapter that cannot be read or does not fit changes nothing (one that fails on its way to the
-device, for want of memory, may have evicted another). Not thread-safe.
+One pool holds adapters of any ranks and targets. `want` says what will be needed and returns at
+once; what has been read lies here from the next `want` or `wait_for_load` on. Routers are no part
+of the pool: `pack` joins adapters and a router.
+Guarantees: never more than `capacity` adapters, those on their way included; an adapter in use
+(pinned) is never evicted; an adapter that cannot be read or does not fit is not kept. For one
+thread; only `AdapterSource.load` is called from another one as well.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Final, Protocol
 
 import torch
 
 from ramole_core.adapters.ref import AdapterRef
-from ramole_core.adapters.weights import LoraPair, LoraWeights
+from ramole_core.adapters.weights import LoraWeights
 from ramole_core.errors import PromptError, RamoleError
-from ramole_core.mole.packed import Columns, Packed, PackedLinear
-from ramole_core.mole.router import RouterWeights
+from ramole_core.mole.loader import Loader
+from ramole_core.mole.packed import Packed
+from ramole_core.mole.packing import PACK_SHARE, PackCache, build_pack
+from ramole_core.mole.resident import Resident, check_fits, put_on_device
+from ramole_core.mole.router import RouterSource
+from ramole_core.mole.router_shelf import Router, RouterShelf
 
-MAX_WEIGHT: Final = 1e4
+CLOSE_SECONDS: Final = 5.0
 
 
 class AdapterSource(Protocol):
     """Where adapters come from (the on-disk cache over the store)."""
 
     def load(self, ref: AdapterRef) -> LoraWeights:
-        """The weights of `ref`. May raise anything; RamoleError says what went wrong."""
+        """The weights of `ref`. May raise anything; RamoleError says what went wrong. Two threads
+        may call it at the same time."""
         ...
 
 
@@ -37,17 +43,9 @@ class BankFullError(RamoleError):
     code = "bank_full"
 
 
-@dataclass(eq=False)
-class _Resident:
-    """One adapter on the device."""
-
-    pairs: dict[str, LoraPair]  # a (R, D_in), b (D_out, R) in the model's dtype
-    grams: dict[str, torch.Tensor] = field(default_factory=dict)  # (R_r, R) float32
-    num_pins: int = 0
-
-
 class AdapterBank:
-    """See the module's docstring. `targets` are the base model's linears -> (D_out, D_in)."""
+    """See the module's docstring. `targets` are the base model's linears -> (D_out, D_in);
+    `groups` puts together those that read the same input (None: every linear is alone)."""
 
     def __init__(
         self,
@@ -56,28 +54,30 @@ class AdapterBank:
         source: AdapterSource,
         device: torch.device,
         dtype: torch.dtype,
+        groups: Sequence[Sequence[str]] | None = None,
+        routers: RouterSource | None = None,
     ) -> None:
         self.targets = targets
         self.capacity = capacity
         self.source = source
         self.device = device
         self.dtype = dtype
+        self.groups = [(target,) for target in targets] if groups is None else groups
+        assert sorted(chain.from_iterable(self.groups)) == sorted(targets), "each target once"
         self.num_loads = 0
-        self._residents: dict[AdapterRef, _Resident] = {}  # least recently used first
-        self._router_version: str | None = None
-        self._router: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._last: tuple[tuple[AdapterRef, ...], str | None, Packed] | None = None
-
-    def __contains__(self, ref: AdapterRef) -> bool:
-        return ref in self._residents
+        self.num_waits = 0  # times that `acquire` did not find its adapter here
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._residents: dict[AdapterRef, Resident] = {}  # least recently used first
+        self._pins: Counter[AdapterRef] = Counter()  # those above 0 only
+        self._loading: set[AdapterRef] = set()  # asked of the loader, not yet among the residents
+        self._failures: dict[AdapterRef, Exception] = {}
+        self._sizes: dict[AdapterRef, int] = {}
+        self._loader = Loader(lambda ref: self._put(self._read(ref)))
+        self._packs = PackCache()
+        self._routers = RouterShelf(routers, targets, device, dtype)
 
     def __len__(self) -> int:
         return len(self._residents)
-
-    @property
-    def router_version(self) -> str | None:
-        """The version of the router in use."""
-        return self._router_version
 
     def check_admissible(self, experts: Sequence[AdapterRef]) -> None:
         """Raises PromptError when one prompt needs more adapters than the bank holds."""
@@ -88,120 +88,171 @@ class AdapterBank:
                 "(RAMOLE_BANK_SIZE); use a smaller k",
             )
 
+    # Filling
+
+    def want(self, refs: Iterable[AdapterRef]) -> None:
+        """Begins to load what is not here, the first of `refs` first, as far as there is room.
+
+        Room is made at the cost of adapters that are not in `refs`, those used longest ago first,
+        and then of those behind the one to load. Replaces what was wanted before: loads that have
+        not begun are dropped. A failed load gives its room back, not the adapter that made it.
+        """
+        self._collect()
+        self._withdraw()
+        places = {ref: place for place, ref in enumerate(dict.fromkeys(refs))}
+        missing = [ref for ref in places if ref not in self._residents]
+        victims = self._victims(places)
+        asked: list[AdapterRef] = []
+        for ref in missing:
+            if ref in self._loading or ref in self._failures:
+                continue
+            if self._is_full():
+                victim = next(victims, None)
+                if victim is None or places.get(victim, len(places)) < places[ref]:
+                    break
+                del self._residents[victim]
+            self._loading.add(ref)
+            asked.append(ref)
+        self._loader.submit(asked)
+
+    def ready(self, ref: AdapterRef) -> bool:
+        """True when `ref` lies here."""
+        return ref in self._residents
+
+    def take_failures(self) -> dict[AdapterRef, Exception]:
+        """Why wanted adapters could not be loaded. Each failure is handed out once; until then
+        the adapter is not tried again."""
+        failures, self._failures = self._failures, {}
+        return failures
+
+    def wait_for_load(self, seconds: float) -> bool:
+        """Blocks until a load has ended: True, well or badly. False when the time is up or when
+        nothing is loading."""
+        ended = self._loader.wait(seconds)
+        self._collect()
+        return ended
+
+    def close(self, seconds: float = CLOSE_SECONDS) -> None:
+        """Ends the loading; waits for a load that has begun, at most so long."""
+        self._withdraw()
+        self._loader.close(seconds)
+        self._collect()
+
+    # Use
+
     def acquire(self, ref: AdapterRef) -> None:
         """Pins `ref`, loading it when it is not here. Raises what the source raises, PromptError
         when the adapter does not fit the base model, BankFullError when all others are pinned."""
         if ref not in self._residents:
-            weights = self.source.load(ref)
-            self._check_fits(ref, weights)
-            self._make_room()
-            self._residents[ref] = self._put(weights)
-            self.num_loads += 1
-        resident = self._residents.pop(ref)
-        resident.num_pins += 1
-        self._residents[ref] = resident
+            self.num_waits += 1
+            self._fetch(ref)
+        self._residents[ref] = self._residents.pop(ref)
+        self._pins[ref] += 1
 
     def release(self, ref: AdapterRef) -> None:
         """Takes one pin off; the adapter stays until its room is needed."""
-        self._residents[ref].num_pins -= 1
+        assert self._pins[ref] > 0, f"{ref} is not in use"
+        self._pins[ref] -= 1
+        if not self._pins[ref]:
+            del self._pins[ref]
+
+    def router(self, version: str) -> Router:
+        """The router on the device; it stays there while the caller holds it. Raises what the
+        source raises, and InvalidInputError when it does not fit the base model."""
+        return self._routers.get(version)
+
+    def pack(self, refs: Sequence[AdapterRef], router: str | None = None) -> Packed:
+        """The adapters `refs` side by side under a router. Adapters must be here unless that pack
+        is kept from an earlier call. Raises what `router` raises."""
+        experts = tuple(sorted(set(refs)))
+        packed = self._packs.get(experts, router)
+        if packed is None:
+            held = None if router is None else self.router(router)
+            residents = [self._residents[ref] for ref in experts]
+            packed = build_pack(experts, residents, self.groups, held)
+            self._packs.keep(packed, PACK_SHARE * self._full_bytes())
+        return packed
+
+    def packed_sets(self, router: str | None = None) -> list[frozenset[AdapterRef]]:
+        """The experts of the kept packs under `router` whose adapters are all here, the pack used
+        last first."""
+        kept = self._packs.experts_under(router)
+        return [frozenset(experts) for experts in kept if all(map(self.ready, experts))]
+
+    def num_numbers(self, ref: AdapterRef) -> int:
+        """How many numbers the adapter `ref`, which is here, consists of."""
+        return self._residents[ref].memory.numel()
 
     def free_unused(self) -> None:
-        """Gives up every adapter that is not pinned, and the packed copy: memory ran out."""
-        self._last = None
-        self._residents = {ref: r for ref, r in self._residents.items() if r.num_pins}
+        """Gives up what is not in use: memory ran out."""
+        self._withdraw()
+        self._packs.clear()
+        self._routers.free_unused()
+        self._residents = {ref: r for ref, r in self._residents.items() if ref in self._pins}
 
-    def use_router(self, version: str | None, weights: RouterWeights | None) -> None:
-        """Makes `weights` the router in use and computes every Gram matrix for it.
+    # Within
 
-        Raises InvalidInputError, and changes nothing, when it does not fit the base model.
-        """
-        pairs = {}
-        if weights is not None:
-            weights.check_fits(self.targets)
-            pairs = {name: (self._on(a), self._on(b)) for name, (a, b) in weights.pairs.items()}
-        grams = {ref: _grams(pairs, r.pairs) for ref, r in self._residents.items()}
-        self._router_version, self._router, self._last = version, pairs, None
-        for ref, resident in self._residents.items():
-            resident.grams = grams[ref]
-
-    def pack(self, refs: Sequence[AdapterRef]) -> Packed:
-        """The acquired adapters `refs` side by side. The last answer is kept: batches that share
-        their adapters share one copy."""
-        experts = tuple(sorted(set(refs)))
-        if self._last is None or self._last[:2] != (experts, self._router_version):
-            self._last = None  # frees the old copy before the new one is made
-            layouts: dict[tuple[tuple[int, int], ...], Columns] = {}
-            linears = {
-                target: linear
-                for target in self.targets
-                if (linear := self._pack_linear(target, experts, layouts)) is not None
-            }
-            self._last = (experts, self._router_version, Packed(experts, linears))
-        return self._last[2]
-
-    def _pack_linear(
-        self,
-        target: str,
-        experts: tuple[AdapterRef, ...],
-        layouts: dict[tuple[tuple[int, int], ...], Columns],
-    ) -> PackedLinear | None:
-        residents = [(p, self._residents[ref]) for p, ref in enumerate(experts)]
-        members = [(p, resident) for p, resident in residents if target in resident.pairs]
-        if not members:
-            return None
-        pairs = [resident.pairs[target] for _, resident in members]
-        ranks = tuple((p, pair.rank) for (p, _), pair in zip(members, pairs, strict=True))
-        if ranks not in layouts:
-            layouts[ranks] = Columns.of(ranks, len(experts), self.device)
-        router = self._router.get(target)
-        return PackedLinear(
-            a=torch.cat([pair.a for pair in pairs]),  # (S, D_in)
-            b=torch.cat([pair.b for pair in pairs], dim=1),  # (D_out, S)
-            columns=layouts[ranks],
-            gram=torch.cat([r.grams[target] for _, r in members], dim=1) if router else None,
-            router_a=router[0] if router else None,
-        )
+    def _fetch(self, ref: AdapterRef) -> None:
+        self._withdraw()
+        while ref in self._loading:  # it has begun
+            self._await_load()
+        if ref in self._failures:
+            raise self._failures.pop(ref)
+        if ref not in self._residents:
+            weights = self._read(ref)  # before anything is evicted for it
+            self._make_room()
+            self._keep(ref, self._put(weights))
 
     def _make_room(self) -> None:
-        if len(self._residents) < self.capacity:
-            return
-        for ref, resident in self._residents.items():
-            if resident.num_pins == 0:
-                del self._residents[ref]
-                return
-        raise BankFullError(f"all {self.capacity} adapters of the bank are in use")
+        while self._is_full():
+            victim = next(self._victims({}), None)
+            if victim is not None:
+                del self._residents[victim]
+            elif self._loading:
+                self._await_load()
+            else:
+                raise BankFullError(f"all {self.capacity} adapters of the bank are in use")
 
-    def _check_fits(self, ref: AdapterRef, weights: LoraWeights) -> None:
-        for name, pair in weights.pairs.items():
-            found = (pair.b.shape[0], pair.a.shape[1])
-            if self.targets.get(name) != found or pair.b.shape[1] != pair.rank:
-                raise PromptError(
-                    "adapter_unfit",
-                    f"adapter {ref}: {name} has shape {found}, the base model's is "
-                    f"{self.targets.get(name, 'missing')}",
-                )
-            # Packed columns are multiplied by 0 for other prompts: NaN and inf would leak.
-            if not torch.stack([pair.a.abs().max(), pair.b.abs().max()]).max() <= MAX_WEIGHT:
-                raise PromptError(
-                    "adapter_unfit",
-                    f"adapter {ref}: {name} has a weight that is no number or larger than "
-                    f"{MAX_WEIGHT:g} (scaling included)",
-                )
+    def _is_full(self) -> bool:
+        return len(self._residents) + len(self._loading) >= self.capacity
 
-    def _put(self, weights: LoraWeights) -> _Resident:
-        pairs = {n: LoraPair(self._on(p.a), self._on(p.b)) for n, p in weights.pairs.items()}
-        return _Resident(pairs, _grams(self._router, pairs))
+    def _victims(self, places: Mapping[AdapterRef, int]) -> Iterator[AdapterRef]:
+        """Whom to evict: what is not wanted, used longest ago first, then the least urgent."""
+        unpinned = [ref for ref in self._residents if ref not in self._pins]
+        yield from (ref for ref in unpinned if ref not in places)
+        yield from sorted(filter(places.__contains__, unpinned), key=lambda ref: -places[ref])
 
-    def _on(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(device=self.device, dtype=self.dtype)
+    def _full_bytes(self) -> float:
+        """What a full bank would take if all adapters were as large as the mean of these."""
+        num_bytes = sum(resident.memory.nbytes for resident in self._residents.values())
+        return self.capacity * num_bytes / max(1, len(self._residents))
 
+    def _withdraw(self) -> None:
+        self._loading.difference_update(self._loader.withdraw())
 
-def _grams(
-    router: Mapping[str, tuple[torch.Tensor, torch.Tensor]], pairs: Mapping[str, LoraPair]
-) -> dict[str, torch.Tensor]:
-    """G_i = B_rᵀ B_i (R_r, R) in float32 for every linear that the router has."""
-    return {
-        name: router[name][1].float().T @ pair.b.float()
-        for name, pair in pairs.items()
-        if name in router
-    }
+    def _await_load(self) -> None:
+        self._loader.wait(None)
+        self._collect()
+
+    def _collect(self) -> None:
+        for ref, outcome in self._loader.take():
+            self._loading.discard(ref)
+            if isinstance(outcome, Resident):
+                self._keep(ref, outcome)
+            else:
+                self._failures[ref] = outcome
+
+    def _keep(self, ref: AdapterRef, resident: Resident) -> None:
+        if self._stream is not None:  # its memory must outlive what this thread queues with it
+            resident.memory.record_stream(torch.cuda.current_stream(self.device))
+        self._residents[ref] = resident
+        self._sizes[ref] = resident.memory.numel()
+        self.num_loads += 1
+
+    def _read(self, ref: AdapterRef) -> LoraWeights:
+        weights = self.source.load(ref)
+        check_fits(ref, weights, self.targets)
+        return weights
+
+    def _put(self, weights: LoraWeights) -> Resident:
+        return put_on_device(weights, self.device, self.dtype, self._stream)

@@ -119,14 +119,12 @@ class Mix:
 
 
 def coefficients(
-    scores: torch.Tensor, prior: torch.Tensor, static: torch.Tensor, routed: torch.Tensor | None
+    logits: torch.Tensor, static: torch.Tensor, routed: torch.Tensor | None
 ) -> torch.Tensor:
-    """α (B, T, P) in float32 for a batch in which some prompts are routed.
+    """α (L, P, N) float32 of N rows in L linears, when some rows are routed.
 
-    scores (B, T, P) float32 s_i; prior (B, P) float32, -inf where an expert is not the prompt's;
-    static (B, P) float32 α of the prompts that are not routed; routed (B,) bool, None: all are.
+    logits (L, P, N) float32: score plus log prior, -inf where an expert is not the row's;
+    static (P, N) float32 α of the rows that are not routed; routed (N,) bool, None: all are.
     """
-    alpha = torch.softmax(scores.float() + prior[:, None], dim=-1)  # (B, T, P)
-    if routed is None:
-        return alpha
-    return torch.where(routed[:, None, None], alpha, static[:, None])  # (B, T, P)
+    alpha = torch.softmax(logits, dim=1)  # (L, P, N)
+    return alpha if routed is None else torch.where(routed, alpha, static)

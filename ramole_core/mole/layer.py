@@ -1,22 +1,27 @@
-"""The mixture layer: a frozen linear plus the low-rank term of every prompt's own experts.
+"""The mixture layer: a frozen linear plus the low-rank term of every row's own experts.
 
-Dims: B prompts, T tokens, P unique experts, S = sum of their ranks, R_r router rank, D width.
+Dims: N rows (tokens) of a segment, P its experts, S the sum of their ranks ("columns"), L linears
+that read the same input, R_r router rank, D width.
 Source: RAMoLE eqs. 6-11 with G_i = B_rᵀ B_i (PAPER.md section 2, "Exact algebra worth using"):
 h_i = A_i x ; s_i = (A_r x)ᵀ G_i h_i / √R_r ; y = W x + [B_1 … B_P] · concat(α_i h_i).
-Every prompt's columns of foreign experts count as 0, whatever its tokens give there. No v_i of
-width D_out is materialised. Without a plan the layer gives exactly what the base linear gives.
+Every row's columns of foreign experts count as 0, whatever its numbers give there. No v_i of
+width D_out is materialised; linears that read the same input share one product with all their A.
+Scores and softmax are float32. Without a plan the layer gives exactly what the base linear gives.
 """
 
 from dataclasses import dataclass
+from typing import Final
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from ramole_core.errors import RamoleError
 from ramole_core.mole.gates import coefficients
-from ramole_core.mole.packed import PackedLinear
-from ramole_core.mole.plan import BatchPlan
+from ramole_core.mole.packed import PackedGroup
+from ramole_core.mole.plan import BatchPlan, Segment
+
+# Rows up to which W xᵀ was faster than x Wᵀ on CPUs (torch 2.13, 2 cores, 32 rows: 1.4 x in both).
+THIN_ROWS: Final = {torch.float32: 48, torch.bfloat16: 256}
 
 
 class LayerError(RamoleError):
@@ -27,7 +32,7 @@ class LayerError(RamoleError):
 
 @dataclass(eq=False)
 class PlanHolder:
-    """What all mixture layers of one model share: the plan of the running batch, or None."""
+    """What all mixture layers of one model share: the plan of the running forward, or None."""
 
     plan: BatchPlan | None = None
 
@@ -62,71 +67,98 @@ class MoleLinear(nn.Module):
         return int(self.base.out_features)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (B, T, D_in), (B, …, T, D_in) or flattened (B·T, D_in) -> the same shape with D_out."""
-        y: torch.Tensor = self.base(x)
+        """x (…, D_in), the plan's rows in order -> the same shape with D_out. Where no expert has
+        the linear, x may have any shape."""
         plan = self.holder.plan
-        if plan is None or not plan.packed.experts:
-            return y
-        packed = plan.packed.linears.get(self.target)
-        if packed is None:
-            plan.record(None)
-            return y
-        term = low_rank_term(_by_prompt(x, plan, self.target), packed, plan)
-        return y + term.view(y.shape)
+        y = self.base(x) if plan is None else base_output(self.base, x)
+        for segment in () if plan is None else plan.segments:
+            if self.target in segment.packed.groups:
+                add_term(self._rows(y, x), x, self.target, segment)
+            else:
+                segment.unscored.add(self.target)
+        return y.contiguous()
+
+    def _rows(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """y (…, D_out) as (rows, D_out). Raises LayerError when those are not the plan's rows."""
+        assert self.holder.plan is not None
+        num_rows = self.holder.plan.num_rows
+        if x.numel() != num_rows * x.shape[-1]:
+            raise LayerError(
+                f"{self.target}: input of shape {tuple(x.shape)} for {num_rows} tokens; this model "
+                "mixes prompts before the linear, exclude it from the adapters' targets"
+            )
+        return y.view(num_rows, y.shape[-1])
 
 
-def low_rank_term(x: torch.Tensor, packed: PackedLinear, plan: BatchPlan) -> torch.Tensor:
-    """Σ_i α_i B_i A_i x of every prompt's experts: x (B, T, D_in) -> (B, T, D_out)."""
-    h = F.linear(x, packed.a)  # (B, T, S)
-    own = plan.own_columns(packed.columns)  # (B, 1, S)
-    if own is not None:
-        h = h.where(own, 0.0)  # a foreign expert may overflow here, and 0 · inf is NaN
-    z = h * column_coefficients(x, h, packed, plan)  # (B, T, S) float32
-    if plan.any_fused:
-        z = torch.where(plan.fused[:, None, None], fused_columns(h, packed, plan), z)
-    return F.linear(z.to(x.dtype), packed.b)  # (B, T, D_out)
+def base_output(base: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    """W x + bias: x (…, D_in) -> (…, D_out), whose rows may lie side by side in memory."""
+    num = x.numel() // x.shape[-1]
+    if x.device.type != "cpu" or num > THIN_ROWS.get(x.dtype, 0) or type(base) is not nn.Linear:
+        y: torch.Tensor = base(x)
+        return y.contiguous()
+    columns = torch.mm(base.weight, x.reshape(num, x.shape[-1]).T)  # (D_out, N)
+    if base.bias is not None:
+        columns += base.bias[:, None]
+    return columns.T.view(*x.shape[:-1], len(columns))
 
 
-def column_coefficients(
-    x: torch.Tensor, h: torch.Tensor, packed: PackedLinear, plan: BatchPlan
+def add_term(y: torch.Tensor, x: torch.Tensor, target: str, segment: Segment) -> None:
+    """y += Σ_i α_i B_i A_i x in the segment's rows, in place: y (rows, D_out), x (…, D_in).
+
+    `target` is one that the segment's experts have.
+    """
+    group = segment.packed.groups[target]
+    known = segment.shared.get(group)
+    if known is None or known[0] is not x:  # the first linear that reads x
+        rows = x.reshape(-1, x.shape[-1])[segment.begin : segment.end]  # (N, D_in)
+        known = segment.shared[group] = (x, mixed_columns(rows, group, segment))
+    place = group.targets.index(target)
+    z, b = known[1][place], group.b[place]  # (S, N), (D_out, S)
+    rows = y[segment.begin : segment.end]  # (N, D_out)
+    if rows.stride(0) == 1:  # the output of a thin product
+        rows.T.addmm_(b, z)
+    else:
+        rows.addmm_(z.T, b.T)
+    if target == group.targets[-1]:  # nobody reads them any more
+        del segment.shared[group]
+
+
+def mixed_columns(x: torch.Tensor, group: PackedGroup, segment: Segment) -> torch.Tensor:
+    """α_i A_i x of every column of every linear of the group: x (N, D_in) -> (L, S, N)."""
+    num, columns = len(group.targets), group.columns
+    width = num * len(columns.expert)  # L·S
+    product = torch.mm(group.a, x.T).float()  # (L·S, N), with a router (L·S + L·R_r, N)
+    h = product[:width].view(num, -1, len(x))  # (L, S, N)
+    foreign = segment.foreign_columns(columns)  # (S, N)
+    if foreign is not None:  # a foreign expert may overflow here, and 0 · inf is NaN
+        h.masked_fill_(foreign, 0.0)
+    if segment.any_routed and group.gram is not None:
+        logits = router_logits(product[width:], h, group, segment)  # (L, P, N)
+        alpha = coefficients(logits, segment.static, segment.routed)  # (L, P, N)
+        segment.record(group, alpha)
+        z = h * (columns.expert_onehot @ alpha)  # (L, S, N)
+    else:
+        segment.unscored.update(group.targets)
+        z = h * segment.static_columns(columns)
+    if segment.fused is not None:
+        z = torch.where(segment.fused, fused_columns(h, group, segment), z)
+    return z.to(x.dtype)
+
+
+def router_logits(
+    q: torch.Tensor, h: torch.Tensor, group: PackedGroup, segment: Segment
 ) -> torch.Tensor:
-    """α of each packed column: (B, 1, S) when no score is needed, else (B, T, S); float32."""
-    if not plan.any_routed or packed.gram is None:
-        plan.record(None)
-        return plan.static_columns(packed.columns)
-    scores = router_scores(x, h, packed)  # (B, T, P)
-    alpha = coefficients(scores, plan.prior, plan.static, plan.routed)  # (B, T, P)
-    plan.record(alpha)
-    return alpha.index_select(-1, packed.columns.expert)  # (B, T, S)
+    """s_i = qᵀ G_i h_i / √R_r plus log prior, float32: q (L·R_r, N), h (L, S, N) -> (L, P, N)."""
+    assert group.gram is not None
+    products = (group.gram.T @ q).view_as(h) * h  # (L, S, N), summed by expert below
+    return group.columns.expert_onehot.T @ products + segment.prior
 
 
-def router_scores(x: torch.Tensor, h: torch.Tensor, packed: PackedLinear) -> torch.Tensor:
-    """s_i = qᵀ G_i h_i / √R_r: x (B, T, D_in), h (B, T, S) -> (B, T, P) float32."""
-    assert packed.gram is not None and packed.router_a is not None
-    q = F.linear(x, packed.router_a).float()  # (B, T, R_r)
-    products = (q @ packed.gram) * h.float()  # (B, T, S), summed over each expert's columns below
-    return products @ packed.columns.expert_onehot / packed.gram.shape[0] ** 0.5  # (B, T, P)
-
-
-def fused_columns(h: torch.Tensor, packed: PackedLinear, plan: BatchPlan) -> torch.Tensor:
-    """Columns of (1/k Σ B_i)(1/k Σ A_i) x: h (B, T, S) -> (B, T, S) float32.
+def fused_columns(h: torch.Tensor, group: PackedGroup, segment: Segment) -> torch.Tensor:
+    """Columns of (1/k Σ B_i)(1/k Σ A_i) x: h (L, S, N) float32 -> (L, S, N) float32.
 
     Row r of the mean A meets column r of every B_i; smaller ranks count as padded with zeros.
     """
-    alpha = plan.static_columns(packed.columns)  # (B, 1, S), 1/k for the prompt's own experts
-    mean = (h * alpha) @ packed.columns.rank_onehot  # (B, T, R_max), (1/k Σ A_i) x
-    return alpha * (mean @ packed.columns.rank_onehot.T)  # (B, T, S)
-
-
-def _by_prompt(x: torch.Tensor, plan: BatchPlan, target: str) -> torch.Tensor:
-    """x as (B, T, D_in). Some models flatten prompts and tokens into one dim before a linear,
-    others have dims between the prompt and the width (heads): those count as tokens."""
-    num = len(plan.mixes)
-    if x.dim() >= 3 and x.shape[0] == num:
-        return x.flatten(1, -2)
-    if x.dim() == 2 and x.shape[0] == num * plan.num_tokens:
-        return x.view(num, plan.num_tokens, -1)
-    raise LayerError(
-        f"{target}: input of shape {tuple(x.shape)} for {num} prompts of {plan.num_tokens} tokens; "
-        "this model mixes prompts before the linear, exclude it from the adapters' targets"
-    )
+    alpha = segment.static_columns(group.columns)  # (S, N), 1/k for the row's own experts
+    mean = group.columns.rank_onehot.T @ (h * alpha)  # (L, R_max, N), (1/k Σ A_i) x
+    return alpha * (group.columns.rank_onehot @ mean)  # (L, S, N)

@@ -1,21 +1,25 @@
-"""The experts of one batch, side by side: one pair of matrices for each target linear.
+"""The experts of some rows, side by side: one set of matrices for linears that read one input.
 
-Dims: P unique experts of the batch, S = sum of their ranks in one linear ("columns"), R_r router
-rank, D_in and D_out sides of the linear. Packing makes the mixture of all prompts two GEMMs,
-whatever the experts' ranks are.
+Dims: P experts, L linears of a group, S the experts' columns (the sum of their ranks) in a group,
+R_r router rank, D_in and D_out sides of a linear. Packing makes the mixture of all rows a few
+GEMMs, whatever the experts' ranks are. An expert's rank in a group is its largest over the group's
+linears; rows of smaller ranks, and linears that it lacks, are zeros. Packs hold copies.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from ramole_core.adapters.ref import AdapterRef
 
+Pairs = Mapping[str, tuple[torch.Tensor, torch.Tensor]]  # linear -> (R_r, D_in), (D_out, R_r)
+
 
 @dataclass(frozen=True, eq=False)
 class Columns:
-    """Whose the S columns of a packed linear are. Linears with equal ranks share one object."""
+    """Whose the S columns of a linear are: the same for every linear of a group. Groups with equal
+    ranks share one object."""
 
     expert: torch.Tensor  # (S,) int64, place of the column's expert among the P
     expert_onehot: torch.Tensor  # (S, P) float32
@@ -23,32 +27,83 @@ class Columns:
 
     @classmethod
     def of(cls, ranks: tuple[tuple[int, int], ...], num: int, device: torch.device) -> "Columns":
-        """From (place, rank) of each expert that has the linear; `num` is P."""
+        """From (place, rank) of each expert that the group has; `num` is P."""
         expert = [place for place, rank in ranks for _ in range(rank)]
         row = [r for _, rank in ranks for r in range(rank)]
-        experts = torch.tensor(expert, device=device)  # (S,)
-        rows = torch.tensor(row, device=device)  # (S,)
+        widest = max(rank for _, rank in ranks)  # R_max
+        # One copy that the device need not be waited for; what follows is computed there.
+        experts, rows = torch.tensor([expert, row]).to(device, non_blocking=True)  # (S,) each
+        places = torch.arange(max(num, widest), device=device)
         return cls(
             experts,
-            torch.nn.functional.one_hot(experts, num).float(),
-            torch.nn.functional.one_hot(rows).float(),
+            (experts[:, None] == places[:num]).float(),
+            (rows[:, None] == places[:widest]).float(),
         )
 
 
 @dataclass(frozen=True, eq=False)
-class PackedLinear:
-    """All experts of the batch in one target linear."""
+class PackedGroup:
+    """All experts in the linears of one group, and the router's part when there is one."""
 
-    a: torch.Tensor  # (S, D_in), the model's dtype
-    b: torch.Tensor  # (D_out, S), the model's dtype, times each expert's scaling
+    targets: tuple[str, ...]  # L: those linears of the group that at least one of the experts has
+    a: torch.Tensor  # (L·S, D_in) model dtype: A of linear 1's experts, of linear 2's, …; with a
+    # router (L·S + L·R_r, D_in): the linears' A_r behind them
+    b: tuple[torch.Tensor, ...]  # L of (D_out, S) model dtype, times the scaling
     columns: Columns
-    gram: torch.Tensor | None  # (R_r, S) float32, [G_1 … G_P], G_i = B_rᵀ B_i; None: no router here
-    router_a: torch.Tensor | None  # (R_r, D_in), the model's dtype; None: no router here
+    gram: torch.Tensor | None  # (L·R_r, L·S) float32, block-diagonal: B_rᵀ [B_1 … B_P] / √R_r of
+    # each linear; None: no router for any of these linears
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the matrices."""
+        gram = () if self.gram is None else (self.gram,)
+        return sum(tensor.nbytes for tensor in (self.a, *self.b, *gram))
+
+    def with_router(self, pairs: Pairs) -> "PackedGroup":
+        """The same experts under the router `pairs`, in place of any other; differentiable in it.
+
+        A_r and B_r are rounded to the model's dtype. A linear without a pair has zeros for A_r and
+        for its block.
+        """
+        width = len(self.columns.expert)  # S
+        experts = self.a[: len(self.targets) * width]  # (L·S, D_in)
+        found = [pairs.get(target) for target in self.targets]
+        rank = next((pair[0].shape[0] for pair in found if pair is not None), None)  # R_r
+        if rank is None:
+            return replace(self, a=experts, gram=None)
+        rows, blocks = [experts], []
+        for b, pair in zip(self.b, found, strict=True):
+            if pair is None:
+                rows.append(experts.new_zeros(rank, experts.shape[1]))
+                blocks.append(b.new_zeros(rank, width, dtype=torch.float32))
+            else:
+                a_r, b_r = (side.to(experts.dtype) for side in pair)  # (R_r, D_in), (D_out, R_r)
+                rows.append(a_r)
+                blocks.append(b_r.float().T @ b.float() / rank**0.5)  # (R_r, S)
+        return replace(self, a=torch.cat(rows), gram=torch.block_diag(*blocks))
 
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """`linears` holds only the targets that at least one of the experts has."""
+    """`groups` has the linears that at least one expert has; those of a group share the object."""
 
-    experts: tuple[AdapterRef, ...]  # P
-    linears: Mapping[str, PackedLinear]
+    experts: tuple[AdapterRef, ...]  # P, sorted
+    router: (
+        str | None
+    )  # the router version that the groups are under; None: none, or one in training
+    groups: Mapping[str, PackedGroup]  # target -> its group
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all groups' matrices."""
+        return sum(group.num_bytes for group in _unique(self.groups))
+
+    def with_router(self, pairs: Pairs) -> "Packed":
+        """The same experts under the router `pairs`, which has no version: router training."""
+        routed = [group.with_router(pairs) for group in _unique(self.groups)]
+        by_target = {target: group for group in routed for target in group.targets}
+        return Packed(self.experts, None, by_target)
+
+
+def _unique(groups: Mapping[str, PackedGroup]) -> list[PackedGroup]:
+    return [group for target, group in groups.items() if target == group.targets[0]]

@@ -7,6 +7,7 @@ s_i = ⟨A_r x, B_rᵀ B_i A_i x⟩ / √R_r (RAMoLE eqs. 6-11). A target withou
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import safetensors
 import safetensors.torch
@@ -16,7 +17,14 @@ from pydantic import ValidationError
 from ramole_core.errors import InvalidInputError
 from ramole_core.mole.card import CARD_FILE, WEIGHTS_FILE, RouterCard
 
-__all__ = ["CARD_FILE", "WEIGHTS_FILE", "RouterCard", "RouterWeights", "random_router"]
+__all__ = [
+    "CARD_FILE",
+    "WEIGHTS_FILE",
+    "RouterCard",
+    "RouterSource",
+    "RouterWeights",
+    "random_router",
+]
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,14 @@ class RouterWeights:
                     f"router: {name} has shapes {tuple(a.shape)}, {tuple(b.shape)}; the base model "
                     f"needs {wanted[0]}, {wanted[1]}; train a router for this base model"
                 )
+
+
+class RouterSource(Protocol):
+    """Where routers come from."""
+
+    def load_router(self, version: str) -> RouterWeights:
+        """The weights of router `version`. May raise anything."""
+        ...
 
 
 def random_router(

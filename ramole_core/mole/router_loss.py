@@ -1,15 +1,14 @@
 """The language-model loss of a batch under a router, differentiable in the router's pairs.
 
-Dims: B examples, T tokens, N target tokens of the batch, V vocabulary, S packed columns, R_r router
-rank, D_in and D_out sides of a linear. The model runs as in inference: the same layers, plan and
-packed adapters; only the Gram matrices B_rᵀ [B_1 … B_P] and A_r come from `pairs`, rounded to
+Dims: B examples, T tokens, N target tokens of the batch, V vocabulary. The model runs as in
+inference: the same layers, plan and packed adapters; only A_r and B_r come from `pairs`, rounded to
 the model's dtype as the bank rounds them. Examples are padded on the right and the padding is
 masked: no target token sees it.
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,11 +16,9 @@ from torch.nn.functional import cross_entropy
 
 from ramole_core.mole.attach import MoleModel
 from ramole_core.mole.bank import AdapterBank
-from ramole_core.mole.packed import Packed, PackedLinear
+from ramole_core.mole.packed import Pairs
 from ramole_core.mole.plan import BatchPlan
 from ramole_core.mole.router_examples import Draw, Example
-
-Pairs = Mapping[str, tuple[torch.Tensor, torch.Tensor]]  # linear -> (R_r, D_in), (D_out, R_r)
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ class TokenBatch:
 
 
 class RouterLoss:
-    """See the module's docstring. `bank` holds the adapters and has no router of its own."""
+    """See the module's docstring. `bank` holds the adapters."""
 
     def __init__(self, mole: MoleModel, bank: AdapterBank, prior: bool, tau: float) -> None:
         self._mole = mole
@@ -69,7 +66,8 @@ class RouterLoss:
         batch = TokenBatch.of([draw.example for draw in draws], self._bank.device)
         packed = self._bank.pack([ref for draw in draws for ref in draw.candidates])
         mixes = [draw.mix(self._prior, self._tau) for draw in draws]
-        plan = BatchPlan.build(mixes, routed(packed, pairs), self._bank.device)
+        width = batch.ids.shape[1]  # T
+        plan = BatchPlan.of_batch(mixes, width, packed.with_router(pairs), self._bank.device)
         answered = batch.answered[:, batch.first :]  # (B, T - first)
         logits = self._logits(batch, plan)[answered].float()  # (N, V)
         targets = batch.labels[:, batch.first :][answered]  # (N,)
@@ -81,30 +79,9 @@ class RouterLoss:
         more: dict[str, Any] = {}
         if self._can_cut:
             more["logits_to_keep"] = torch.arange(batch.first, width, device=batch.ids.device)
-        plan.num_tokens = width
         with self._mole.running(plan):
             output = self._mole.model(
                 input_ids=batch.ids, attention_mask=batch.mask, use_cache=False, **more
             )
         logits: torch.Tensor = output.logits
         return logits[:, batch.first - width :]
-
-
-def routed(packed: Packed, pairs: Pairs) -> Packed:
-    """`packed` under the router `pairs`; linears without a pair have no score."""
-    return replace(
-        packed,
-        linears={
-            target: _with_router(linear, pairs.get(target))
-            for target, linear in packed.linears.items()
-        },
-    )
-
-
-def _with_router(
-    linear: PackedLinear, pair: tuple[torch.Tensor, torch.Tensor] | None
-) -> PackedLinear:
-    if pair is None:
-        return replace(linear, gram=None, router_a=None)
-    a, b = (side.to(linear.a.dtype) for side in pair)  # (R_r, D_in), (D_out, R_r)
-    return replace(linear, gram=b.float().T @ linear.b.float(), router_a=a)  # gram (R_r, S)

@@ -15,6 +15,7 @@ from ramole_core.errors import InvalidInputError
 from ramole_core.mole.attach import MoleModel
 from ramole_core.mole.bank import AdapterBank
 from ramole_core.mole.gates import TAU
+from ramole_core.mole.packed import Pairs
 from ramole_core.mole.router_examples import (
     MIN_EXPERTS,
     Draw,
@@ -25,7 +26,7 @@ from ramole_core.mole.router_examples import (
     split,
     training_adapters,
 )
-from ramole_core.mole.router_loss import Pairs, RouterLoss
+from ramole_core.mole.router_loss import RouterLoss
 
 MEASURE_EVERY: Final = 10  # steps at least between two measurements
 BACKWARD_COST: Final = 3  # a step costs about as much as so many held-out batches
@@ -85,9 +86,8 @@ class RouterSetup:
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """Pins the adapters in the bank, without a router there. Raises what loading raises."""
+        """Pins the adapters in the bank. Raises what loading raises."""
         pinned: list[AdapterRef] = []
-        self._bank.use_router(None, None)
         try:
             for ref in self.adapters:
                 self._bank.acquire(ref)
@@ -116,7 +116,7 @@ class RouterSetup:
     def first_pairs(self) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
         """One pair for every linear that an adapter has: A_r normal, B_r 0."""
         generator = torch.Generator().manual_seed(self.recipe.seed)
-        adapted = self._bank.pack(self.adapters).linears
+        adapted = self._bank.pack(self.adapters).groups
         pairs = {}
         for target, (d_out, d_in) in self._targets.items():
             if target in adapted:

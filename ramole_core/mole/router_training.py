@@ -20,9 +20,9 @@ from ramole_core.errors import InvalidInputError
 from ramole_core.mole.attach import MoleModel
 from ramole_core.mole.bank import AdapterBank
 from ramole_core.mole.card import RouterCard
+from ramole_core.mole.packed import Pairs
 from ramole_core.mole.router import RouterWeights
 from ramole_core.mole.router_examples import Example
-from ramole_core.mole.router_loss import Pairs
 from ramole_core.mole.router_setup import RouterRecipe, RouterSetup
 
 MAX_NORM: Final = 1.0  # of the gradient
@@ -108,7 +108,7 @@ def train_router(
     """Trains a router for the base model with fingerprint `base`; `report` sees every step.
 
     Raises InvalidInputError when it cannot be trained with these examples, or diverges, and what
-    loading the adapters raises. The bank is left without a router.
+    loading the adapters raises.
     """
     setup = RouterSetup(mole, bank, examples, recipe)
     with setup.open():

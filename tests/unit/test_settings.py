@@ -24,6 +24,9 @@ def test_the_environment_wins_over_the_file_and_the_caller_over_both(tmp_path: P
         ("RAMOLE_BATCH_SIZE", "many", "a number"),
         ("RAMOLE_DTYPE", "int4", "one of auto, float32"),
         ("RAMOLE_LEASE_SECONDS", "nan", "a number"),
+        ("RAMOLE_MAX_BATCH_TOKENS", "255", "must be 0 or a number from 256 to 1073741824"),
+        ("RAMOLE_MAX_BATCH_TOKENS", "-1", "0 or a number"),
+        ("RAMOLE_MAX_BATCH_TOKENS", "auto", "0 or a number"),
     ],
 )
 def test_unknown_names_and_bad_values_are_refused_with_the_variable(
@@ -32,6 +35,12 @@ def test_unknown_names_and_bad_values_are_refused_with_the_variable(
     with pytest.raises(ConfigError, match=variable) as caught:
         Settings.load({variable: value})
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["0", "256", "65536"])
+def test_the_tokens_of_a_batch_are_a_number_or_left_to_the_memory(value: str) -> None:
+    assert Settings.load({"RAMOLE_MAX_BATCH_TOKENS": value}).max_batch_tokens == int(value)
+    assert Settings.load({}).max_batch_tokens == 0
 
 
 def test_a_broken_or_unknown_file_is_named(tmp_path: Path) -> None:

@@ -39,7 +39,9 @@ class Workbench:
             )
         mole = attach(base.model)
         cache = AdapterCache(context.store, settings.home / "cache" / "adapters")
-        bank = AdapterBank(base.targets, settings.bank_size, cache, base.device, base.dtype)
+        bank = AdapterBank(
+            base.targets, settings.bank_size, cache, base.device, base.dtype, mole.groups
+        )
         return cls(base, mole, bank)
 
     def example(self, line: Line, own: AdapterRef) -> Example:

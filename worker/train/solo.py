@@ -10,7 +10,6 @@ from ramole_core.engine.engine import Engine
 from ramole_core.engine.request import Expert, Generation, GenerationRequest
 from ramole_core.errors import PromptError
 from ramole_core.retrieval.affinity import MAX_NEW_TOKENS, Said
-from worker.routers import StoredRouters
 from worker.train.base import Workbench
 from worker.train.context import TrainContext
 
@@ -21,9 +20,8 @@ class SoloAnswers:
     """An engine in this thread over the adapters `refs`."""
 
     def __init__(self, bench: Workbench, context: TrainContext, refs: Sequence[AdapterRef]) -> None:
-        routers = StoredRouters(context.store)
         settings = replace(context.settings, batch_interval_seconds=0.0)  # all is here at once
-        self._engine = Engine(bench.base, bench.mole, bench.bank, routers, settings)
+        self._engine = Engine(bench.base, bench.mole, bench.bank, settings)
         self._progress = context.progress
         self._refs = refs
 

@@ -5,17 +5,18 @@ from peft import ArrowConfig
 from peft.tuners.lora.arrow import ArrowLoraLinearLayer
 from torch import nn
 
-from benchmarks.method.answers import question, single
-from benchmarks.method.arrow import ArrowLinear, prototype
+from benchmarks.method.answers import Answers, Routers, question, single
+from benchmarks.method.arrow import ArrowLinear, Prototypes, prototype
 from benchmarks.method.cases import ref_of
-from benchmarks.method.task_gate import TaskGate
+from benchmarks.method.task_gate import TaskGate, hidden_means
 from ramole_core.adapters.weights import LoraPair, LoraWeights
 from ramole_core.engine.request import Expert
 from ramole_core.mole.bank import AdapterBank
 from ramole_core.mole.gates import Mix
 from ramole_core.mole.layer import PlanHolder
-from ramole_core.mole.plan import BatchPlan
+from ramole_core.mole.plan import BatchPlan, Segment
 
+from ..engine.tiny import tiny_engine
 from ..mole.tiny import DictSource
 
 WIDTH, RANK = 12, 4
@@ -29,17 +30,27 @@ def clear_pair(seed: int) -> LoraPair:
     return LoraPair(a * torch.tensor([3.0, 1.0, 0.3, 0.1])[:, None], b)
 
 
-def arrow_term(x: torch.Tensor, pairs: list[LoraPair], mixes: list[Mix]) -> torch.Tensor:
-    """What ArrowLinear adds to its base linear."""
+def bank_of(pairs: list[LoraPair]) -> AdapterBank:
+    """A bank in which they all are."""
     adapters = dict(zip(REFS, (LoraWeights({"q": pair}) for pair in pairs), strict=False))
-    bank = AdapterBank({"q": (6, WIDTH)}, 3, DictSource(adapters), x.device, x.dtype)
+    source, device = DictSource(adapters), torch.device("cpu")
+    bank = AdapterBank({"q": (6, WIDTH)}, 3, source, device, torch.float32)
     for ref in adapters:
         bank.acquire(ref)
-    holder = PlanHolder()
+    return bank
+
+
+def prototypes(bank: AdapterBank) -> Prototypes:
+    return {ref: prototype(bank.source.load(ref).pairs["q"]) for ref in REFS if bank.ready(ref)}
+
+
+def arrow_term(x: torch.Tensor, pairs: list[LoraPair], mixes: list[Mix]) -> torch.Tensor:
+    """What ArrowLinear adds to its base linear: one segment for all."""
+    bank, holder = bank_of(pairs), PlanHolder()
     base = nn.Linear(WIDTH, 6, bias=False)
-    known = {ref: prototype(weights.pairs["q"]) for ref, weights in adapters.items()}
-    layer = ArrowLinear(base, "q", holder, known)
-    holder.plan = BatchPlan.build(mixes, bank.pack(list(adapters)), x.device)
+    layer = ArrowLinear(base, "q", holder, prototypes(bank))
+    packed = bank.pack(REFS[: len(pairs)])
+    holder.plan = BatchPlan.of_batch(mixes, x.shape[1], packed, x.device)
     return (layer(x) - base(x)).detach()
 
 
@@ -69,6 +80,23 @@ def test_arrow_looks_at_the_prompts_own_experts_only() -> None:
     assert torch.allclose(both[1], alone, atol=1e-4)
 
 
+def test_arrow_works_on_each_segments_own_rows() -> None:
+    pairs, x = [clear_pair(seed) for seed in range(3)], torch.randn(1, 5, WIDTH)
+    mixes = [Mix("mixture", (REFS[0], REFS[1])), Mix("mixture", (REFS[2],))]
+    holder, bank = PlanHolder(), bank_of(pairs)
+    layer = ArrowLinear(nn.Linear(WIDTH, 6, bias=False), "q", holder, prototypes(bank))
+    packs = [bank.pack(mix.experts) for mix in mixes]
+    segments = [
+        Segment.of(begin, [mix], [num], None, packed, x.device)
+        for begin, num, mix, packed in zip((0, 2), (2, 2), mixes, packs, strict=True)
+    ]
+    holder.plan = BatchPlan(5, tuple(segments))
+    found = (layer(x) - layer.base(x)).detach()[0]
+    assert torch.allclose(found[:2], arrow_term(x[:, :2], pairs, mixes[:1])[0], atol=1e-5)
+    assert torch.allclose(found[2:4], arrow_term(x[:, 2:4], pairs, mixes[1:])[0], atol=1e-5)
+    assert not found[4].any()
+
+
 def test_a_prototype_is_the_top_right_singular_vector_of_the_product() -> None:
     pair = clear_pair(5)
     wanted = torch.linalg.svd(pair.b @ pair.a).Vh[0]
@@ -88,6 +116,19 @@ def test_the_task_gate_learns_tasks_that_lie_apart_and_renormalises_without_the_
     masked = gate.experts(scores[0], frozenset(REFS[1:]), 3)
     assert {e.ref for e in masked} == {*REFS[1:]}
     assert abs(sum(e.weight or 0.0 for e in masked) - 1.0) < 1e-6
+
+
+def test_between_questions_the_model_can_be_read_with_its_own_attention() -> None:
+    asked = [question(p, (Expert(ref_of("a1"), 0.5),)) for p in ("one", "two")]
+    wanted = Answers(tiny_engine(), Routers()).ask(asked)
+    answers = Answers(tiny_engine(), Routers())
+    base, first = answers.engine.base, answers.ask(asked[:1])
+    with answers.own_attention():
+        together = hidden_means(base, ["a prompt", "and a longer prompt"])
+        alone = hidden_means(base, ["a prompt"])
+    assert torch.allclose(together[:1], alone, atol=1e-4)
+    found = first + answers.ask(asked[1:])
+    assert [answer.text for answer in found] == [answer.text for answer in wanted]
 
 
 def test_questions_that_must_have_one_answer_are_one_question() -> None:

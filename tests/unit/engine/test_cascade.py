@@ -11,7 +11,7 @@ from ramole_core.engine.choice import CascadeRule
 from ramole_core.errors import PromptError
 
 from ..mole.tiny import tiny_model
-from .tiny import FakeClock, answers, ask, byte_tokenizer, drain, tiny_engine
+from .tiny import FakeClock, answers, ask, byte_tokenizer, drain, spy_entering, tiny_engine
 
 LETTERS = "abcdefghijklmnop qrstuvwxyz"
 ALWAYS, NEVER = CascadeRule(math.inf, 3.0), CascadeRule(-math.inf, 3.0)
@@ -188,29 +188,19 @@ def test_the_answer_chosen_is_the_one_whose_usage_is_reported():
             assert answer.extra_tokens == everything - answer.completion_tokens
 
 
-def spy_batches(engine):
-    """The prompts and gates of each batch as it begins."""
-    batches, start = [], engine.runner.start
-
-    def record(sequences, plan):
-        batches.append([(s.request.prompt, s.request.gate) for s in sequences])
-        return start(sequences, plan)
-
-    engine.runner.start = record
-    return batches
-
-
 def test_a_second_pass_is_not_put_behind_those_that_came_later():
     clock = FakeClock()
-    engine = ruled(ALWAYS, batch_size=4, clock=clock)
-    batches = spy_batches(engine)
-    for request in [ask("first", 0, 1, 2, gate="cascade")] + [ask(f"{n:05d}") for n in range(40)]:
-        engine.submit(request)
+    engine = ruled(ALWAYS, batch_size=1, clock=clock)
+    engine.submit(ask("first", 0, 1, 2, gate="cascade"))
+    engine.step()
+    for n in range(40):
         clock.now += 1
-    drain(engine)
-    assert ("first", "cascade") in batches[0]
-    assert [batch[0] for batch in batches[1:4]] == [("first", "weights")] * 3
-    assert len(batches) == 11
+        engine.submit(ask(f"{n:05d}"))
+    while engine.num_prompts == 0:
+        engine.step()
+    line = [(s.request.prompt, s.request.gate) for s in engine._scheduler.window()]
+    assert line[:4] == [("first", "weights")] * 3 + [("00000", "mole")]
+    assert len(line) == 43
 
 
 def test_a_second_pass_does_not_wait_for_company():
@@ -225,9 +215,9 @@ def test_a_second_pass_does_not_wait_for_company():
 
 def test_the_second_passes_of_several_prompts_share_their_batches():
     engine = ruled(ALWAYS, batch_size=8)
-    batches = spy_batches(engine)
+    entered = spy_entering(engine)
     answers(engine, [ask(text, 0, 1, gate="cascade", max_new_tokens=3) for text in "abcd"])
-    assert [len(batch) for batch in batches] == [4, 8]
+    assert [len(newcomers) for newcomers in entered] == [4, 8]
 
 
 def test_a_prompt_is_tokenised_once():

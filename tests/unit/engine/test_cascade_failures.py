@@ -13,16 +13,20 @@ from ramole_core.errors import PromptError, StoreUnavailableError, UnavailableEr
 
 from .test_cascade import ALWAYS, HALF, alone, assert_same, cascades, one, replace, ruled
 from .test_failures import Saboteur, assert_clean
-from .tiny import REFS, answers, ask, drain
+from .tiny import REFS, answers, ask, drain, spy_entering
 
 REQUEST = ask("hello", 0, 1, 2, gate="cascade", max_new_tokens=4)
 NEIGHBOUR = ask("world", 3, max_new_tokens=9)
 
 
 def until_second_pass(engine):
-    """Steps until no batch runs and a second pass waits."""
-    while engine._batch or not any(s.is_second_pass for s in engine._scheduler._waiting):
+    """Steps until a second pass waits."""
+    while not any(s.is_second_pass for s in engine._scheduler.window()):
         assert engine.step()
+
+
+def sizes(entered):
+    return [len(newcomers) for newcomers in entered]
 
 
 def assert_over(engine, *futures):
@@ -46,48 +50,48 @@ def test_a_cascade_cancelled_before_it_runs_is_never_run():
 
 def test_a_cascade_cancelled_during_its_first_pass_has_no_second():
     engine = ruled(ALWAYS)
-    saboteur = Saboteur(engine, "start", None, lambda texts: False)
+    entered = spy_entering(engine)
     future, neighbour = engine.submit(REQUEST), engine.submit(NEIGHBOUR)
     engine.step()
     assert future.cancel()
     assert future.cancel(), "twice does no harm"
     assert not wait([future], timeout=0).not_done
     drain(engine)
-    assert saboteur.sizes == [2]
+    assert sizes(entered) == [2]
     assert neighbour.result(0).completion_tokens == 9
     assert_over(engine, future, neighbour)
 
 
 def test_a_cascade_cancelled_before_its_second_pass_leaves_the_line():
     engine = ruled(ALWAYS)
-    saboteur = Saboteur(engine, "start", None, lambda texts: False)
+    entered = spy_entering(engine)
     future = engine.submit(REQUEST)
     until_second_pass(engine)
     assert future.cancel()
     drain(engine)
-    assert saboteur.sizes == [1]
+    assert sizes(entered) == [1]
     assert_over(engine, future)
 
 
 def test_a_cascade_cancelled_while_its_second_pass_is_made_has_none(monkeypatch):
     make, engine = Sequence.alone, ruled(ALWAYS)
     monkeypatch.setattr(Sequence, "alone", lambda *args: future.cancel() and make(*args))
-    saboteur = Saboteur(engine, "start", None, lambda texts: False)
+    entered = spy_entering(engine)
     future = engine.submit(REQUEST)
     drain(engine)
-    assert saboteur.sizes == [1]
+    assert sizes(entered) == [1]
     assert_over(engine, future)
 
 
 def test_a_cascade_cancelled_during_its_second_pass_drops_what_waits():
     engine = ruled(ALWAYS, batch_size=1)
-    saboteur = Saboteur(engine, "start", None, lambda texts: False)
+    entered = spy_entering(engine)
     future = engine.submit(REQUEST)
     until_second_pass(engine)
     engine.step()
     assert future.cancel()
     drain(engine)
-    assert saboteur.sizes == [1, 1]
+    assert sizes(entered) == [1, 1]
     assert_over(engine, future)
 
 
@@ -158,13 +162,13 @@ def outage(engine, *places):
 @pytest.mark.parametrize("batch_size", [1, 8])
 def test_an_outage_in_the_second_pass_is_not_half_an_answer(batch_size):
     engine = ruled(ALWAYS, batch_size=batch_size)
-    saboteur = Saboteur(engine, "start", None, lambda texts: False)
+    entered = spy_entering(engine)
     future = engine.submit(REQUEST)
     until_second_pass(engine)
     load = outage(engine, 0, 2)
     drain(engine)
     assert isinstance(future.exception(0), StoreUnavailableError)
-    assert sum(saboteur.sizes) <= 2, "the others need not be decoded any more"
+    assert sum(sizes(entered)) <= 2, "the others need not be decoded any more"
     engine.bank.source.load = load
     assert_over(engine, future)
 
@@ -193,9 +197,9 @@ def test_an_engine_that_stops_during_the_second_pass_fails_the_whole(num_steps):
 def test_an_engine_that_stops_between_the_passes_fails_the_whole():
     """The last step of the first pass is under way when `stop` is called."""
     engine = ruled(ALWAYS)
-    future = engine.submit(replace(REQUEST, max_new_tokens=2))
+    future = engine.submit(replace(REQUEST, max_new_tokens=1))
     step = engine.runner.step
-    engine.runner.step = lambda batch: engine._refuse("the engine was stopped") or step(batch)
+    engine.runner.step = lambda *given: engine._refuse("the engine was stopped") or step(*given)
     drain(engine)
     assert isinstance(future.exception(0), UnavailableError)
     assert len(engine._scheduler) == 0
@@ -206,7 +210,7 @@ def test_a_device_lost_in_the_second_pass_fails_the_whole():
     future = engine.submit(REQUEST)
     until_second_pass(engine)
     lost = torch.AcceleratorError("CUDA error: device-side assert triggered")
-    Saboteur(engine, "start", lost, lambda texts: True)
+    Saboteur(engine, "step", lost, lambda texts: True)
     drain(engine)
     assert isinstance(future.exception(0), UnavailableError)
     assert isinstance(engine.submit(REQUEST).exception(0), UnavailableError)
@@ -217,7 +221,7 @@ def test_out_of_memory_in_either_pass_changes_no_answer():
     wanted = answers(ruled(HALF), requests)
     engine = ruled(HALF)
     error = torch.OutOfMemoryError("CUDA out of memory")
-    saboteur = Saboteur(engine, "start", error, lambda texts: len(texts) > 2)
+    saboteur = Saboteur(engine, "forward", error, lambda texts: len(texts) > 2)
     assert_same(answers(engine, requests), wanted)
     assert max(saboteur.sizes) > 2
 
@@ -235,7 +239,12 @@ def test_a_defect_in_the_choice_fails_the_prompt_and_nobody_waits(monkeypatch):
 @pytest.fixture
 def running():
     engine = ruled(
-        ALWAYS, clock=time.monotonic, torch_threads=1, batch_interval_seconds=0.002, batch_size=4
+        ALWAYS,
+        clock=time.monotonic,
+        loads_at_once=False,
+        torch_threads=1,
+        batch_interval_seconds=0.002,
+        batch_size=4,
     )
     engine.start()
     yield engine

@@ -1,6 +1,7 @@
 """What goes wrong is charged to the prompts concerned and to nobody else."""
 
 import copy
+import weakref
 from concurrent.futures import wait
 
 import pytest
@@ -19,29 +20,34 @@ from .tiny import (
     ask,
     byte_tokenizer,
     drain,
+    spy_entering,
     tiny_engine,
     tiny_model,
 )
 
+PLACES = {
+    "slots": lambda engine: (engine._slots, "enter"),  # memory for keys and values
+    "rows": lambda engine: (engine.runner._builder, "build"),  # packs and lists become tensors
+    "forward": lambda engine: (engine.runner, "_forward"),
+    "step": lambda engine: (engine.runner, "step"),
+}
+
 
 class Saboteur:
-    """Wraps a runner's method: raises while `when(number of prompts, texts)` says so."""
+    """Wraps a part of a step: raises while `when(texts of the prompts in it)` says so."""
 
-    def __init__(self, engine, method, error, when):
-        self.original, self.error, self.when, self.sizes = (
-            getattr(engine.runner, method),
-            error,
-            when,
-            [],
-        )
-        setattr(engine.runner, method, self)
+    def __init__(self, engine, place, error, when):
+        owner, method = PLACES[place](engine)
+        self.original, self.error, self.when, self.sizes = getattr(owner, method), error, when, []
+        setattr(owner, method, self)
 
-    def __call__(self, batch, *rest):
-        sequences = getattr(batch, "sequences", batch)
-        self.sizes.append(len(sequences))
-        if self.when([s.request.prompt for s in sequences]):
+    def __call__(self, given, *rest):
+        parts = getattr(given, "chunks", given)
+        texts = [getattr(part, "sequence", part).request.prompt for part in parts]
+        self.sizes.append(len(texts))
+        if self.when(texts):
             raise self.error
-        return self.original(batch, *rest)
+        return self.original(given, *rest)
 
 
 REQUESTS = [ask(text, i % 3, 3, max_new_tokens=6) for i, text in enumerate("abcdefg")]
@@ -54,7 +60,8 @@ def expected():
 def assert_clean(engine):
     """Nothing is pinned, running or waiting, and the engine still answers."""
     assert engine._running == []
-    assert all(r.num_pins == 0 for r in engine.bank._residents.values())
+    assert engine._slots._taken == {}
+    assert not engine.bank._pins
     [answer] = answers(engine, [REQUESTS[0]])
     assert answer == expected()[0]
 
@@ -109,13 +116,13 @@ def test_routers_take_turns():
     assert results[1].weights != pytest.approx(results[0].weights, abs=1e-3)
 
 
-@pytest.mark.parametrize("method", ["start", "step", "keep"])
-def test_out_of_memory_halves_the_batch_and_nobody_loses(method):
+@pytest.mark.parametrize("place", PLACES)
+def test_out_of_memory_halves_the_batch_and_nobody_loses(place):
     engine = tiny_engine()
     requests = [ask(r.prompt, 0, max_new_tokens=4 + i) for i, r in enumerate(REQUESTS)]
     wanted = answers(tiny_engine(), requests)
     saboteur = Saboteur(
-        engine, method, torch.OutOfMemoryError("CUDA out of memory"), lambda texts: len(texts) > 2
+        engine, place, torch.OutOfMemoryError("CUDA out of memory"), lambda texts: len(texts) > 2
     )
     assert answers(engine, requests) == wanted
     assert max(saboteur.sizes) == 7
@@ -132,7 +139,7 @@ def test_out_of_memory_halves_the_batch_and_nobody_loses(method):
 )
 def test_a_prompt_that_does_not_fit_alone_fails_with_its_size(error):
     engine = tiny_engine()
-    Saboteur(engine, "start", error, lambda texts: "c" in texts)
+    Saboteur(engine, "slots", error, lambda texts: "c" in texts)
     results = answers(engine, REQUESTS)
     assert results[2].code == "out_of_memory"
     assert "(7 tokens)" in str(results[2])
@@ -141,10 +148,10 @@ def test_a_prompt_that_does_not_fit_alone_fails_with_its_size(error):
     ]
 
 
-@pytest.mark.parametrize("method", ["start", "step"])
-def test_a_prompt_that_breaks_a_step_fails_and_its_neighbours_are_answered(method):
+@pytest.mark.parametrize("place", PLACES)
+def test_a_prompt_that_breaks_a_step_fails_and_its_neighbours_are_answered(place):
     engine = tiny_engine()
-    Saboteur(engine, method, ValueError("boom"), lambda texts: "c" in texts)
+    Saboteur(engine, place, ValueError("boom"), lambda texts: "c" in texts)
     results = answers(engine, REQUESTS)
     assert results[2].code == "engine_error"
     assert "ValueError: boom" in str(results[2])
@@ -205,7 +212,7 @@ def test_stop_fails_what_is_pending_running_and_submitted_later():
     late = engine.submit(REQUESTS[0])
     assert all(isinstance(f.exception(), UnavailableError) for f in [*futures[:-1], late])
     assert futures[-1].cancelled()
-    assert not any(r.num_pins for r in engine.bank._residents.values())
+    assert not engine.bank._pins
 
 
 @pytest.mark.parametrize("at", [1, 3])
@@ -213,11 +220,11 @@ def test_logits_that_are_no_numbers_fail_only_their_prompt(at):
     engine, calls = tiny_engine(), []
     forward = engine.runner._forward
 
-    def spoiled(batch, *rest):
-        logits = forward(batch, *rest)
+    def spoiled(rows):
+        logits = forward(rows)
         calls.append(1)
         if len(calls) == at:
-            row = [s.request.prompt for s in batch.sequences].index("c")
+            row = [chunk.sequence.request.prompt for chunk in rows.giving].index("c")
             logits[row, 5] = torch.nan
         return logits
 
@@ -232,19 +239,21 @@ def test_logits_that_are_no_numbers_fail_only_their_prompt(at):
 
 def test_after_running_out_of_memory_the_next_batches_are_smaller():
     engine = tiny_engine()
-    requests = [ask("abc", max_new_tokens=2) for _ in range(16)]
-    saboteur = Saboteur(engine, "start", torch.OutOfMemoryError(), lambda texts: len(texts) > 6)
+    requests = [ask("abc", max_new_tokens=2) for _ in range(24)]
+    Saboteur(engine, "step", torch.OutOfMemoryError(), lambda texts: len(texts) > 6)
+    entered = spy_entering(engine)
     assert not any(isinstance(r, Exception) for r in answers(engine, requests))
-    assert saboteur.sizes[:3] == [8, 4, 4]
-    assert max(saboteur.sizes[3:]) <= 6
+    sizes = [len(newcomers) for newcomers in entered]
+    assert sizes[:4] == [8, 4, 4, 4]
+    assert 4 < max(sizes[4:]) <= 6, "more again, once others have fitted"
 
 
 def test_running_out_of_memory_while_adapters_are_loaded_halves_the_batch_too():
     engine = tiny_engine()
-    acquire, pinned = engine.bank.acquire, engine._admission._pinned
+    acquire = engine.bank.acquire
 
     def tight(ref):
-        if len(pinned) == 2:
+        if len({*engine.bank._pins, ref}) == 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
         acquire(ref)
 
@@ -262,7 +271,8 @@ def test_a_lost_device_ends_the_engine_and_is_nobodys_fault():
         lambda texts: True,
     )
     futures = [engine.submit(request) for request in REQUESTS]
-    engine._retries.add([engine._scheduler._waiting.pop()])  # part of a batch that broke before
+    engine._retries.add(engine._scheduler.drain()[-1:])  # part of a batch that broke before
+    futures[:-1] = [engine.submit(request) for request in REQUESTS[:-1]]
     drain(engine)
     late = engine.submit(REQUESTS[0])
     assert all(isinstance(f.exception(0), UnavailableError) for f in [*futures, late])
@@ -287,7 +297,7 @@ def test_a_device_lost_while_an_adapter_is_loaded_is_not_the_adapters_fault():
 def test_a_driver_without_memory_is_not_a_lost_device():
     engine = tiny_engine()
     error = torch.AcceleratorError("CUDA error: out of memory")
-    Saboteur(engine, "start", error, lambda texts: len(texts) > 2)
+    Saboteur(engine, "forward", error, lambda texts: len(texts) > 2)
     assert answers(engine, REQUESTS) == expected()
 
 
@@ -303,12 +313,14 @@ def test_a_token_outside_of_the_embedding_fails_only_its_prompt():
 def test_adapters_that_no_batch_uses_make_room_when_memory_runs_out():
     """The device holds four adapters, the bank may hold eight."""
     engine = tiny_engine(batch_size=2)
-    put = engine.bank._put
+    put, alive = engine.bank._put, weakref.WeakSet()
 
     def tight(weights):
-        if len(engine.bank) >= 4:
+        if len(alive) >= 4:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return put(weights)
+        resident = put(weights)
+        alive.add(resident)
+        return resident
 
     engine.bank._put = tight
     requests = [ask("abc", i, gate="selection", max_new_tokens=2) for i in range(8)]
@@ -320,10 +332,11 @@ def test_adapters_that_no_batch_uses_make_room_when_memory_runs_out():
 def test_one_bad_prompt_costs_its_neighbours_few_retries():
     """By halves: 32 prompts, one of them bad, are not run one by one."""
     engine = tiny_engine(batch_size=32)
-    saboteur = Saboteur(engine, "start", ValueError("boom"), lambda texts: "d" in texts)
+    Saboteur(engine, "step", ValueError("boom"), lambda texts: "d" in texts)
+    entered = spy_entering(engine)
     results = answers(engine, [ask("d" if i == 3 else "p", max_new_tokens=2) for i in range(32)])
     assert [i for i, r in enumerate(results) if isinstance(r, Exception)] == [3]
-    assert saboteur.sizes == [32, 16, 8, 4, 2, 2, 1, 1, 1, 4, 8, 16]
+    assert [len(part) for part in entered] == [32, 16, 8, 4, 2, 2, 1, 1, 1, 4, 8, 16]
 
 
 def test_a_prompt_alone_survives_an_error_that_passes():
@@ -342,7 +355,7 @@ def test_adapters_that_are_here_are_not_evicted_for_those_that_come():
 
 def test_running_out_of_memory_once_more_while_it_is_freed_loses_nobody():
     engine, calls = tiny_engine(), []
-    Saboteur(engine, "start", MemoryError(), lambda texts: not calls)
+    Saboteur(engine, "step", MemoryError(), lambda texts: not calls)
 
     def free():
         calls.append(1)

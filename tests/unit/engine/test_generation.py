@@ -20,6 +20,7 @@ from .tiny import (
     byte_tokenizer,
     generate,
     generated,
+    spy_tokens,
     tiny_engine,
 )
 
@@ -153,20 +154,46 @@ def test_messages_go_through_the_chat_template():
     assert tokens == generate(model, "s:be u:hi a:", 8)
 
 
-def test_sliding_layers_keep_no_more_than_their_window():
-    engine = tiny_engine(tiny_model("gemma"))
-    engine.submit(ask(LETTERS * 2, max_new_tokens=4))
-    engine.step()
-    sliding, full = (layer.keys.shape[-2] for layer in engine._batch.cache.layers)
-    assert (sliding, full) == (WINDOW - 1, len(LETTERS) * 2)
+def spoiled(model, sliding, num_kept):
+    """The answer when only the last `num_kept` keys of the sliding layers are what they were."""
+    engine = tiny_engine(model)
+    seen = spy_tokens(engine)
+    future = engine.submit(ask(LETTERS * 2, max_new_tokens=8))
+    [sequence] = seen
+    while engine.step():
+        with torch.inference_mode():
+            for layer in sliding:
+                for tensor in engine._slots.cache._layers[layer]:
+                    tensor[sequence.slot, :, : sequence.num_cached - num_kept] = 7.0
+    return future.exception() or sequence.output_ids
 
 
-def test_finished_prompts_leave_the_computation_at_once():
-    engine = tiny_engine()
-    sizes = []
-    step = engine.runner.step
-    engine.runner.step = lambda batch: sizes.append(len(batch.sequences)) or step(batch)
-    results = answers(engine, [ask("ab" * n, n % 3, max_new_tokens=n) for n in range(1, 8)])
-    lengths = [result.completion_tokens for result in results]
-    assert sizes == [sum(n > step for n in lengths) for step in range(1, max(lengths))]
-    assert sizes[0] > sizes[-1]
+@pytest.mark.parametrize(("kind", "sliding"), [("mistral", [0, 1]), ("gemma", [0])])
+def test_sliding_layers_look_at_no_more_than_their_window(kind, sliding):
+    """Beside the newest token, whose key comes in the same step."""
+    model = tiny_model(kind)
+    expected = generate(model, LETTERS * 2, 8)
+    assert spoiled(model, sliding, WINDOW - 1) == expected
+    assert spoiled(model, sliding, WINDOW - 2) != expected
+
+
+def test_finished_prompts_leave_at_once_and_others_take_their_slots_in_the_same_step():
+    engine = tiny_engine(batch_size=4)
+    requests = [ask(f"{n:03d}", n % 3, max_new_tokens=1 + 5 * n % 7) for n in range(20)]
+    step, steps = engine.runner.step, []
+
+    def record(running, cache):
+        steps.append({s.request.prompt: s.slot for s in running})
+        return step(running, cache)
+
+    engine.runner.step = record
+    results = answers(engine, requests)
+    left = {r.prompt: a.completion_tokens for r, a in zip(requests, results, strict=True)}
+    assert len({*left.values()}) > 3
+    for before, slots in zip([{}, *steps], steps, strict=False):
+        assert all(left[text] for text in slots), "who has its answer takes part no more"
+        assert len(slots) == min(4, sum(num > 0 for num in left.values()))
+        assert {*slots.values()} <= set(range(4))
+        assert all(slots[text] == slot for text, slot in before.items() if left[text])
+        left = {text: num - (text in slots) for text, num in left.items()}
+    assert not any(left.values())

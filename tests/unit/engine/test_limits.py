@@ -103,19 +103,26 @@ def test_more_experts_than_the_bank_holds_fail_that_prompt():
     assert many.code == "too_many_experts"
 
 
-def test_memory_is_bounded_short_forwards_and_one_position_of_logits():
-    """32 prompts of 200 tokens: no forward sees more than the chunk, no logits but the last."""
+def test_memory_is_bounded_a_chunk_of_prompts_a_forward_and_logits_for_new_tokens_alone():
+    """32 prompts of 200 tokens; those that are in decode beside those that come."""
     engine = tiny_engine(batch_size=32)
     engine.runner.prefill_tokens = 1024
-    seen, projected = [], []
-    model = engine.base.model
-    model.model.embed_tokens.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape))
-    model.lm_head.register_forward_pre_hook(lambda _, args: projected.append(args[0].shape))
-    results = answers(engine, [ask("a" * (200 - i % 3), max_new_tokens=2) for i in range(32)])
-    assert all(result.completion_tokens >= 1 for result in results)
-    assert max(shape[0] for shape in seen) == 32
-    assert max(shape.numel() for shape in seen) <= 1024
-    assert {shape[1] for shape in projected} == {1}
+    forward, forwards, projected = engine.runner._forward, [], []
+    engine.runner._forward = lambda rows: forwards.append(rows.chunks) or forward(rows)
+    engine.base.model.lm_head.register_forward_pre_hook(
+        lambda _, args: projected.append(args[0].shape[:-1].numel())
+    )
+    results = answers(engine, [ask("a" * (200 - i % 3), max_new_tokens=9) for i in range(32)])
+    decoding = [sum(c.start >= len(c.sequence.prompt_ids) for c in chunks) for chunks in forwards]
+    prompts = [
+        sum(len(c.ids) for c in chunks) - num
+        for chunks, num in zip(forwards, decoding, strict=True)
+    ]
+    assert max(prompts) == 1024
+    assert sum(prompts) == sum(r.prompt_tokens for r in results), "every token once, no padding"
+    assert any(a and b for a, b in zip(prompts, decoding, strict=True))
+    assert projected == [sum(c.gives_token for c in chunks) for chunks in forwards]
+    assert sum(projected) == sum(r.completion_tokens for r in results)
 
 
 def test_under_truncate_the_room_for_the_answer_has_no_cliff():

@@ -7,7 +7,7 @@ from peft import LoraConfig, get_peft_model
 
 from ramole_core.adapters.base_info import BaseInfo
 from ramole_core.engine.factory import build_engine
-from ramole_core.engine.model import choose_device, describe_base, load_base
+from ramole_core.engine.model import describe_base, load_base
 from ramole_core.errors import ConfigError
 from ramole_core.mole.attach import target_shapes
 from ramole_core.settings import Settings
@@ -62,14 +62,6 @@ def test_the_number_format_follows_the_settings(folder, dtype):
     base = load_base(Settings(model=str(folder), device="cpu", dtype=dtype))
     assert base.dtype == getattr(torch, dtype)
     assert dtype in base.reason
-
-
-def test_auto_says_why():
-    device, dtype, reason = choose_device(Settings())
-    wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    assert device.type == wanted
-    assert "CUDA" in reason
-    assert dtype == torch.float32 or wanted == "cuda"
 
 
 @pytest.mark.parametrize(
@@ -155,15 +147,6 @@ def test_a_device_that_this_torch_cannot_use_is_refused_in_one_line(folder, devi
     with pytest.raises(ConfigError, match="RAMOLE_DEVICE") as caught:
         load_base(Settings(model=str(folder), device=device))
     assert "\n" not in str(caught.value)
-
-
-def test_emulated_bfloat16_is_not_chosen(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(
-        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation
-    )
-    assert choose_device(Settings())[1] == torch.float16
 
 
 def test_generation_settings_without_effect_are_named_once(tmp_path, caplog):

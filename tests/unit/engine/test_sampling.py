@@ -6,13 +6,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ramole_core.engine.request import GenerationRequest
-from ramole_core.engine.sampling import NO_TOKEN, Sampler, sample_tokens
+from ramole_core.engine.sampling import NO_TOKEN, generator_of, next_tokens, sample_tokens
 
 from .tiny import answers, ask, generated, tiny_engine
 
 
 def column(*values):
     return torch.tensor(values, dtype=torch.float32)[:, None]
+
+
+class Prompt:
+    """As much of a sequence as sampling looks at."""
+
+    def __init__(self, request):
+        self.request = request
+        self.generator = generator_of(request)
+
+
+def prompts(*temperatures):
+    """Prompts of these temperatures, each with a seed of its own, before their first token."""
+    return [
+        Prompt(GenerationRequest("x", temperature=t, seed=i)) for i, t in enumerate(temperatures)
+    ]
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.7, 0.01])
@@ -54,16 +69,28 @@ def test_a_token_of_the_vocabulary_whatever_the_numbers(logits, temperature, top
 
 
 def test_a_tiny_temperature_is_greedy():
-    request = GenerationRequest("x", temperature=1e-300, seed=3)
     logits = torch.tensor([[1.0, 5.0, 4.999]])
-    assert Sampler([request]).next_tokens(logits) == [1]
+    assert next_tokens(logits, prompts(1e-300)) == [1]
 
 
 def test_greedy_and_sampled_prompts_share_a_batch():
-    requests = [GenerationRequest("x", temperature=t, seed=1) for t in (0.0, 5.0, 0.0)]
     logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
-    tokens = Sampler(requests).next_tokens(logits)
+    tokens = next_tokens(logits, prompts(0.0, 5.0, 0.0))
     assert [tokens[0], tokens[2]] == logits.argmax(-1)[[0, 2]].tolist()
+    assert tokens[1:2] == next_tokens(logits[1:2], prompts(0.0, 5.0, 0.0)[1:2])
+
+
+def test_a_sampled_prompt_draws_one_number_per_token_and_a_greedy_one_none():
+    """Whatever the neighbours do, and whether the logits are numbers or not."""
+    assert generator_of(GenerationRequest("x")) is None
+    greedy, sampled = prompts(0.0, 1.0)
+    found = [
+        next_tokens(torch.full((2, 1000), value), [greedy, sampled])[1]
+        for value in (0.0, torch.nan, 0.0)
+    ]
+    draws = torch.rand(3, generator=torch.Generator().manual_seed(1))
+    first, _, third = (draws * 1000).long().tolist()
+    assert found == [first, NO_TOKEN, third]
 
 
 def test_the_same_seed_gives_the_same_text_and_others_differ():
@@ -88,16 +115,16 @@ def test_a_sampled_answer_does_not_depend_on_its_neighbours_or_their_ends():
 @pytest.mark.parametrize("bad", ["nan", "inf", "-inf"])
 def test_logits_that_are_no_numbers_give_no_token_and_spare_the_neighbours(bad, temperature, alone):
     logits = torch.randn(3, 10, generator=torch.Generator().manual_seed(0))
-    requests = [GenerationRequest("x", temperature=temperature, seed=i) for i in range(3)]
-    wanted = Sampler(requests).next_tokens(logits)
+    three = [temperature] * 3
+    wanted = next_tokens(logits, prompts(*three))
     logits[1, slice(None) if bad == "-inf" else 4] = float(bad)
     if alone:
-        assert Sampler(requests[1:2]).next_tokens(logits[1:2]) == [NO_TOKEN]
+        assert next_tokens(logits[1:2], prompts(*three)[1:2]) == [NO_TOKEN]
     else:
-        assert Sampler(requests).next_tokens(logits) == [wanted[0], NO_TOKEN, wanted[2]]
+        assert next_tokens(logits, prompts(*three)) == [wanted[0], NO_TOKEN, wanted[2]]
 
 
 def test_logits_may_exclude_tokens():
     logits = torch.tensor([[-torch.inf, 1.0, -torch.inf]])
     for temperature in (0.0, 1.0):
-        assert Sampler([GenerationRequest("x", temperature=temperature)]).next_tokens(logits) == [1]
+        assert next_tokens(logits, prompts(temperature)) == [1]

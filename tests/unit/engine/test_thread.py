@@ -14,7 +14,9 @@ from .tiny import FakeClock, answers, ask, drain, tiny_engine
 
 @pytest.fixture
 def running():
-    engine = tiny_engine(clock=time.monotonic, torch_threads=1, batch_interval_seconds=0.002)
+    engine = tiny_engine(
+        clock=time.monotonic, loads_at_once=False, torch_threads=1, batch_interval_seconds=0.002
+    )
     engine.start()
     yield engine
     engine.stop()
@@ -32,19 +34,19 @@ def test_many_threads_submit_and_each_gets_its_own_answer(running):
 
 
 def test_a_bug_in_the_bookkeeping_leaves_nobody_waiting(running):
-    original = running._scheduler.next_batch
+    original = running._scheduler.admit
     seen = threading.Event()
 
-    def broken(now):
+    def broken(*_):
         seen.set()
         raise ZeroDivisionError
 
-    running._scheduler.next_batch = broken
+    running._scheduler.admit = broken
     assert seen.wait(30)
     error = running.submit(ask("a")).exception(timeout=30)
     assert isinstance(error, PromptError)
     assert error.code == "engine_error"
-    running._scheduler.next_batch = original
+    running._scheduler.admit = original
     assert running.submit(ask("a", max_new_tokens=2)).result(timeout=30).completion_tokens == 2
 
 
@@ -91,10 +93,10 @@ def test_a_panic_ends_the_engine_and_leaves_nobody_waiting(running):
 
 
 def test_a_device_lost_outside_of_a_step_ends_the_engine(running):
-    def lost(now):
+    def lost(*_):
         raise torch.AcceleratorError("CUDA error: unspecified launch failure")
 
-    running._scheduler.next_batch = lost
+    running._scheduler.admit = lost
     assert isinstance(running.submit(ask("a")).exception(timeout=30), UnavailableError)
     running._thread.join(30)
     assert not running._thread.is_alive()

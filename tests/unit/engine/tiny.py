@@ -74,9 +74,15 @@ def tiny_engine(
     adapters: Any = None,
     clock: Any = None,
     tokenizer: Any = None,
+    routers: Any = None,
+    loads_at_once: bool = True,
     **settings: Any,
 ) -> Engine:
-    """An engine over a copy of `model` (default: a tiny Llama); no interval, so batches are due."""
+    """An engine over a copy of `model` (default: a tiny Llama); no interval, so batches are due.
+
+    `loads_at_once`: what is wanted is here before the next prompts are chosen, so that who enters
+    when does not depend on the loader's thread.
+    """
     model = copy.deepcopy(model if model is not None else tiny_model())
     adapters = adapters_for(model) if adapters is None else adapters
     base = describe_base(model, tokenizer or byte_tokenizer(), "tiny")
@@ -84,9 +90,29 @@ def tiny_engine(
     chosen = Settings(**(defaults | settings))
     mole = attach(model)
     bank = AdapterBank(
-        base.targets, chosen.bank_size, DictSource(adapters), base.device, base.dtype
+        base.targets,
+        chosen.bank_size,
+        DictSource(adapters),
+        base.device,
+        base.dtype,
+        mole.groups,
+        routers or Routers(base.targets),
     )
-    return Engine(base, mole, bank, Routers(base.targets), chosen, clock or FakeClock())
+    engine = Engine(base, mole, bank, chosen, clock or FakeClock())
+    if loads_at_once:
+        _load_at_once(bank)
+    return engine
+
+
+def _load_at_once(bank: AdapterBank) -> None:
+    want = bank.want
+
+    def want_and_wait(refs: Any) -> None:
+        want(refs)
+        while bank.wait_for_load(60):
+            pass
+
+    bank.want = want_and_wait  # type: ignore[method-assign]
 
 
 RULE = CascadeRule(threshold=-0.05, confidence_weight=3.0)
@@ -127,6 +153,20 @@ def spy_tokens(engine: Engine) -> list[Any]:
         return sequence
 
     engine._sequence = record  # type: ignore[method-assign]
+    return seen
+
+
+def spy_entering(engine: Engine) -> list[list[Any]]:
+    """The prompts that get a slot, together with those that get theirs in the same step."""
+    seen: list[list[Any]] = []
+    enter = engine._slots.enter
+
+    def record(newcomers: Any) -> bool:
+        if newcomers:
+            seen.append(list(newcomers))
+        return enter(newcomers)
+
+    engine._slots.enter = record  # type: ignore[method-assign]
     return seen
 
 

@@ -19,6 +19,7 @@ def test_every_linear_but_the_output_embedding_is_a_target(kind):
     assert shapes == {n: tuple(linears[n].weight.shape) for n in shapes}
     mole = attach(model)
     assert mole.targets == shapes
+    assert sorted(name for group in mole.groups for name in group) == sorted(shapes)
     assert all(isinstance(model.get_submodule(name), MoleLinear) for name in shapes)
     assert type(model.lm_head) is nn.Linear
     assert not any(parameter.requires_grad for parameter in model.parameters())
@@ -62,5 +63,5 @@ class OwnForward(nn.Linear):
 def test_a_linear_is_what_acts_as_one():
     model = nn.Sequential(nn.Linear(4, 3), Router(3, 2), OwnForward(3, 5, bias=False))
     assert target_shapes(model) == {"0": (3, 4), "2": (5, 3)}
-    attach(model)
+    assert attach(model).groups == (("0",), ("2",)), "it cannot be run, so nothing is shared"
     assert type(model[1]) is Router

@@ -90,7 +90,16 @@ def test_what_cannot_be_computed_is_refused(code, arguments):
 
 
 def test_large_scores_do_not_overflow_and_foreign_experts_get_nothing():
-    scores = torch.tensor([[[3e4, 2.9e4, 9e9]]], dtype=torch.float32)
-    prior = torch.tensor([[0.0, 0.0, -torch.inf]])
-    alpha = coefficients(scores, prior, torch.zeros(1, 3), torch.tensor([True]))
-    assert alpha.tolist() == [[[1, 0, 0]]]
+    scores = torch.tensor([[[3e4], [2.9e4], [9e9]]])  # (L, P, N)
+    prior = torch.tensor([[0.0], [0.0], [-torch.inf]])
+    for routed in (None, torch.tensor([True])):
+        alpha = coefficients(scores + prior, torch.zeros(3, 1), routed)
+        assert alpha.tolist() == [[[1], [0], [0]]]
+
+
+def test_rows_that_are_not_routed_keep_their_weights_in_every_linear():
+    logits = torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(0))  # (L, P, N)
+    static = torch.tensor([[0.9, -0.5], [0.1, 1.5], [0.0, 0.25]])  # (P, N)
+    alpha = coefficients(logits, static, torch.tensor([True, False]))
+    torch.testing.assert_close(alpha[..., 0], torch.softmax(logits[..., 0], -1))
+    assert alpha[..., 1].tolist() == [[-0.5, 1.5, 0.25]] * 4

@@ -34,7 +34,7 @@ from ramole_core.mole.router_training import estimate, train_router
 from ramole_core.settings import Settings
 from tests.zoo_store import one_sided_records
 
-from .tiny import DictSource, random_adapter, tiny_model
+from .tiny import DictRouters, DictSource, random_adapter, tiny_model
 
 CPU = torch.device("cpu")
 REFS = [AdapterRef(f"a{i}", 1) for i in range(4)]
@@ -51,8 +51,9 @@ def workbench(kind="llama", capacity=8, dtype=torch.float32):
         for i, (ref, rank) in enumerate(zip(REFS, RANKS, strict=True))
     }
     del adapters[REFS[2]].pairs[next(iter(targets))]
-    bank = AdapterBank(targets, capacity, DictSource(adapters), CPU, dtype)
-    return attach(model), bank, adapters
+    mole = attach(model)
+    bank = AdapterBank(targets, capacity, DictSource(adapters), CPU, dtype, mole.groups)
+    return mole, bank, adapters
 
 
 def similarities(seed):
@@ -177,8 +178,9 @@ def test_loss_and_gradient_are_those_of_the_equations(prior, kind):
     expected.backward()
     for name, pair in fast.items():
         for side, other in zip(pair, slow[name], strict=True):
-            torch.testing.assert_close(side.grad, other.grad, rtol=1e-3, atol=1e-5)
-            assert side.grad.abs().max() > 0
+            size = other.grad.abs().max().item()
+            torch.testing.assert_close(side.grad, other.grad, rtol=1e-3, atol=1e-4 * size)
+            assert size > 0
     assert all(p.grad is None and not p.requires_grad for p in mole.model.parameters())
 
 
@@ -190,7 +192,7 @@ def own_answer(mole, bank, prompt, ref, length=3):
     ids = list(prompt)
     packed = bank.pack([ref])
     for _ in range(length):
-        plan = BatchPlan.build([Mix("mixture", (ref,))], packed, CPU)
+        plan = BatchPlan.of_batch([Mix("mixture", (ref,))], len(ids), packed, CPU)
         with torch.no_grad(), mole.running(plan):
             ids.append(int(mole.model(torch.tensor([ids])).logits[0, -1].argmax()))
     return tuple(ids[len(prompt) :])
@@ -249,9 +251,10 @@ def test_the_adapter_that_is_right_is_found_among_three_of_the_zoo():
         )
         for line in one_sided_records()
     ]
-    bank = AdapterBank(base.targets, 8, Shipped(), base.device, base.dtype)
+    mole = attach(base.model)
+    bank = AdapterBank(base.targets, 8, Shipped(), base.device, base.dtype, mole.groups)
     recipe = RouterRecipe(steps=10, batch_size=8, learning_rate=1e-2, dropout=0.0)
-    trained = train_router(attach(base.model), bank, examples, recipe, "b", "now")
+    trained = train_router(mole, bank, examples, recipe, "b", "now")
     card = trained.weights.card
     assert card.held_out_after < 0.5 * card.held_out_before
 
@@ -264,37 +267,43 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_others():
     assert first.to_files() != other.to_files()
 
 
+def own_weights(bank, ref):
+    """A new copy of what the bank holds of an adapter in use."""
+    bank.free_unused()  # kept packs too
+    groups = bank.pack([ref]).groups.values()
+    return [side for group in groups for side in (group.a, *group.b)]
+
+
 def test_base_and_adapters_are_bit_identical_afterwards():
     mole, bank, adapters = workbench()
     examples = toy(mole, bank)
     before = copy.deepcopy(mole.model.state_dict())
     bank.acquire(REFS[0])
-    pair = next(iter(bank.pack([REFS[0]]).linears.values()))
-    kept = pair.a.clone(), pair.b.clone()
+    kept = own_weights(bank, REFS[0])
     train_router(mole, bank, examples, RouterRecipe(steps=2), "b", "now")
     assert all(torch.equal(before[name], value) for name, value in mole.model.state_dict().items())
-    after = next(iter(bank.pack([REFS[0]]).linears.values()))
-    assert torch.equal(after.a, kept[0]) and torch.equal(after.b, kept[1])
-    assert mole.holder.plan is None and bank.router_version is None
+    assert all(map(torch.equal, own_weights(bank, REFS[0]), kept))
+    assert mole.holder.plan is None
 
 
 def test_a_trained_router_scores_in_the_layer_as_it_did_in_training(tmp_path):
     recipe = RouterRecipe(rank=4, steps=10, learning_rate=2e-2, encoder="e", tau=TAU)
     mole, bank, trained = train(recipe, prior=True)
     trained.weights.save(tmp_path / "r")
-    bank.use_router("r", RouterWeights.load(tmp_path / "r"))
+    routers = DictRouters({"r": RouterWeights.load(tmp_path / "r")})
+    serving = AdapterBank(mole.targets, 8, bank.source, CPU, torch.float32, mole.groups, routers)
     example = Example((5, 9, 200), (7, 8), REFS[0], similarities(0))
     for ref in REFS[:3]:
         bank.acquire(ref)
+        serving.acquire(ref)
     known = tuple(example.similarities[ref] for ref in REFS[:3])
     mix = Mix("mole", tuple(REFS[:3]), known, router="r", tau=TAU)
     with (
         torch.inference_mode(),
-        mole.running(BatchPlan.build([mix], bank.pack(REFS[:3]), CPU)),
+        mole.running(BatchPlan.of_batch([mix], 4, serving.pack(REFS[:3], "r"), CPU)),
     ):
         logits = mole.model(torch.tensor([[5, 9, 200, 7]])).logits[0]
     expected = cross_entropy(logits[-2:], torch.tensor([7, 8]), reduction="sum")
-    bank.use_router(None, None)
     draw = Draw(example, tuple(REFS[:3]), tuple(REFS[:3]))
     loss, _ = RouterLoss(mole, bank, True, TAU)([draw], trained.weights.pairs)
     torch.testing.assert_close(loss.detach(), expected)

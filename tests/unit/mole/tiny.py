@@ -18,6 +18,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from ramole_core.adapters.weights import LoraPair, LoraWeights
+from ramole_core.mole.router import RouterWeights
 
 VOCAB = 259
 WINDOW = 12
@@ -97,3 +98,15 @@ class DictSource:
     def load(self, ref: Any) -> LoraWeights:
         self.loads.append(ref)
         return self.adapters[ref]
+
+
+class DictRouters:
+    """A RouterSource over a dict; a missing router raises KeyError."""
+
+    def __init__(self, routers: dict[str, RouterWeights]) -> None:
+        self.routers = routers
+        self.loads: list[str] = []
+
+    def load_router(self, version: str) -> RouterWeights:
+        self.loads.append(version)
+        return self.routers[version]

@@ -74,6 +74,15 @@ def test_a_missing_seed_depends_on_job_and_index_alone(world: World) -> None:
     assert seed_of("j", 0) != seed_of("j", 1) != seed_of("k", 1)
 
 
+def test_the_engine_knows_whose_turn_a_jobs_prompts_are(world: World) -> None:
+    for priority in ("low", "normal", "high"):
+        start(world, priority, job=f"j-{priority}", priority=priority)
+        world.run_next()
+    found = sorted(world.engine.requests, key=lambda request: request.priority)
+    assert [request.prompt for request in found] == ["low", "normal", "high"]
+    assert GenerationRequest("a").priority == found[1].priority, "normal unless it says more"
+
+
 def test_an_output_that_exists_is_marked_done_without_running_again(world: World) -> None:
     start(world, "a")
     line = b'{"index":0,"id":"p0","text":"earlier"}\n'

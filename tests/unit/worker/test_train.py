@@ -24,8 +24,7 @@ from ramole_core.mole.bank import AdapterBank
 from ramole_core.mole.card import CARD_FILE, WEIGHTS_FILE, RouterCard
 from ramole_core.mole.gates import Mix
 from ramole_core.mole.plan import BatchPlan
-from ramole_core.mole.router import RouterWeights, random_router
-from ramole_core.mole.router_loss import routed
+from ramole_core.mole.router import random_router
 from ramole_core.mole.router_setup import RouterRecipe
 from ramole_core.settings import Settings
 from ramole_core.store.directory import DirectoryStore
@@ -286,27 +285,34 @@ def test_an_answer_under_the_stored_router_is_that_of_the_layer_with_the_trained
     settings = Settings(home=home, batch_interval_seconds=0.0)
     base = load_base(settings)
     mole = attach(base.model)
-    bank = AdapterBank(base.targets, 8, AdapterCache(store, home / "c"), base.device, base.dtype)
+    routers = StoredRouters(store)
+    bank = AdapterBank(
+        base.targets,
+        8,
+        AdapterCache(store, home / "c"),
+        base.device,
+        base.dtype,
+        mole.groups,
+        routers,
+    )
     refs = tuple(AdapterRef(name, 1) for name in NAMES)
     known = (0.6, 0.55, 0.5)
-    engine = Engine(base, mole, bank, StoredRouters(store), settings)
+    engine = Engine(base, mole, bank, settings)
     experts = tuple(Expert(ref, s) for ref, s in zip(refs, known, strict=True))
     future = engine.submit(
         GenerationRequest(GOOD["prompt"], experts=experts, router=version, max_new_tokens=8)
     )
     while engine.step():
         pass
-    weights = RouterWeights.from_files(
-        {n: store.get(keys.router(version) + n) for n in (CARD_FILE, WEIGHTS_FILE)}
-    )
-    bank.use_router(None, None)
+    engine.stop()  # the model has its own attention again
     for ref in refs:
         bank.acquire(ref)
-    packed = routed(bank.pack(refs), weights.pairs)
+    packed = bank.pack(refs).with_router(routers.load_router(version).pairs)
     ids = base.codec.encode_prompt(GOOD["prompt"])
     start = len(ids)
     for _ in range(8):
-        plan = BatchPlan.build([Mix("mole", refs, known, router="v")], packed, base.device)
+        mix = Mix("mole", refs, known, router="v")
+        plan = BatchPlan.of_batch([mix], len(ids), packed, base.device)
         with torch.inference_mode(), mole.running(plan):
             ids.append(int(base.model(torch.tensor([ids])).logits[0, -1].argmax()))
         if ids[-1] in base.eos_ids:

@@ -1,0 +1,1 @@
+"""The engine's speed beside Hugging Face `generate`, PEFT, the published formula and itself."""

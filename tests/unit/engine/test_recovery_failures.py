@@ -1,0 +1,122 @@
+"""After a step broke: who runs again with whom, and what is left behind in the slots."""
+
+import torch
+
+from .test_failures import Saboteur, assert_clean
+from .tiny import answers, ask, spy_entering, spy_tokens, tiny_engine
+
+REQUESTS = [ask(f"{n:02d}", n % 4, max_new_tokens=3 + n % 5) for n in range(20)]
+
+
+def expected(requests=REQUESTS):
+    return answers(tiny_engine(batch_size=1), requests)
+
+
+def spy_running(engine):
+    """The texts of the prompts of every step."""
+    steps, step = [], engine.runner.step
+
+    def record(running, cache):
+        steps.append([s.request.prompt for s in running])
+        return step(running, cache)
+
+    engine.runner.step = record
+    return steps
+
+
+def test_out_of_memory_runs_the_halves_by_themselves_and_then_lets_others_in_again():
+    """Prompts of different ages: those of the second step and those that came since."""
+    engine, calls = tiny_engine(batch_size=8), []
+    Saboteur(
+        engine,
+        "forward",
+        torch.OutOfMemoryError(),
+        lambda texts: calls.append(1) or len(calls) == 5,
+    )
+    steps, seen = spy_running(engine), spy_tokens(engine)
+    assert answers(engine, REQUESTS) == expected()
+    broken = steps[4]
+    assert len(broken) == 8
+    assert {*broken} != {*steps[0]}, "some came in later"
+    halves = [{*broken[:4]}, {*broken[4:]}]
+    parts = [next((i for i, h in enumerate(halves) if {*texts} <= h), 2) for texts in steps[5:]]
+    assert parts == sorted(parts), "one half, the other, everybody"
+    longest = [max(len(s.output_ids) for s in seen if s.request.prompt in h) for h in halves]
+    assert [parts.count(i) for i in (0, 1)] == longest
+    assert not any({*texts} & {*broken} for texts in steps[5 + sum(longest) :])
+    assert max(map(len, steps[5 + sum(longest) :])) >= 4
+
+
+def test_a_part_that_breaks_again_runs_in_smaller_parts_before_the_others():
+    engine = tiny_engine(batch_size=8)
+    Saboteur(engine, "forward", MemoryError(), lambda texts: len(texts) > 1 and "02" in texts)
+    entered = spy_entering(engine)
+    assert answers(engine, REQUESTS[:8]) == expected(REQUESTS[:8])
+    [texts, *parts] = [[s.request.prompt for s in newcomers] for newcomers in entered]
+    place = texts.index("02")
+    wanted, begin, end = [], 0, 8
+    while end - begin > 1:
+        middle = (begin + end) // 2
+        wanted.append((begin, middle) if place < middle else (middle, end))
+        begin, end = wanted[-1]
+    assert [texts[a:b] for a, b in wanted] == [part for part in parts if "02" in part]
+    assert sorted(text for part in parts if "02" not in part for text in part) == sorted(
+        text for text in texts if text != "02"
+    ), "the others run once more, no more"
+
+
+def test_the_cache_gets_smaller_until_the_device_has_room_for_it():
+    """The device has room for keys and values of 100 tokens, the plan says 2048: a prompt that
+    fits by itself is answered."""
+    engine = tiny_engine()
+    cache, forward = engine._slots.cache, engine.runner._forward
+
+    def tight(rows):
+        if cache.num_slots * cache.capacity > 100:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(rows)
+
+    engine.runner._forward = tight
+    requests = [*REQUESTS, ask("long " * 10, 1, max_new_tokens=30)]
+    assert answers(engine, requests) == expected(requests)
+    [error] = answers(engine, [ask("long " * 20, 1, max_new_tokens=30)])
+    assert error.code == "out_of_memory"
+    assert "(130 tokens)" in str(error)
+    assert_clean(engine)
+
+
+def test_a_prompt_after_one_whose_numbers_overflowed_in_the_same_slot_is_not_spoiled():
+    """What it left lies within the width at which its neighbour's keys make the others look."""
+    engine = tiny_engine(batch_size=2)
+    wide = ask("w" * 60, 1, max_new_tokens=40)
+    bad = ask("b" * 50, 0, gate="weights", w0=1e38, max_new_tokens=4)
+    late = [ask("late", 2, max_new_tokens=8), ask("x", max_new_tokens=8)]
+    step, clear, used, left = engine.runner.step, engine._slots.cache.clear, {}, []
+
+    def record(running, cache):
+        used.update((s.request.prompt, s.slot) for s in running)
+        return step(running, cache)
+
+    def watch(slots):
+        tensors = [t[slot] for slot in slots for t in engine._slots.cache._layers[1]]
+        left.append(any(t.isnan().any() for t in tensors))
+        clear(slots)
+
+    engine.runner.step, engine._slots.cache.clear = record, watch
+    futures = [engine.submit(request) for request in (wide, bad)]
+    engine.step()
+    assert futures[1].exception(0).code == "not_a_number"
+    assert left == [True]
+    assert answers(engine, late) == expected(late)
+    assert [futures[0].result(0)] == expected([wide])
+    assert used["late"] == used["x"] == used[bad.prompt]
+    assert_clean(engine)
+
+
+def test_a_broken_step_is_not_taken_for_the_beginning_of_the_next():
+    """The same prompt runs again, alone as before, after an error in the midst of its answer."""
+    engine, calls = tiny_engine(), []
+    Saboteur(engine, "forward", ValueError(), lambda texts: calls.append(1) or len(calls) == 4)
+    [request] = requests = [ask("abc", 1, max_new_tokens=9)]
+    assert answers(engine, requests) == expected(requests)
+    assert len(calls) == 4 + request.max_new_tokens
