@@ -74,9 +74,9 @@ def _check_supported(model: Any) -> None:
             "Mistral, Gemma, Phi, GPT-NeoX and most others do)"
         )
     config = model.config.get_text_config(decoder=True)
-    kinds: list[str] = list(getattr(config, "layer_types", None) or ())
-    unknown = sorted({*kinds} - {*LAYER_TYPES})
-    if unknown or getattr(config, "num_kv_shared_layers", 0):
+    unknown = sorted({*(getattr(config, "layer_types", None) or [])} - {*LAYER_TYPES})
+    num_shared: int | None = getattr(config, "num_kv_shared_layers", None)
+    if unknown or num_shared:
         what = ", ".join(unknown) or "layers that share keys and values"
         raise ConfigError(
             f"RAMOLE_MODEL: {name} has {what}, which is not supported; choose another"

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from ramole_core.errors import RamoleError
+from ramole_core.mole import fused
 from ramole_core.mole.gates import coefficients
 from ramole_core.mole.packed import PackedGroup
 from ramole_core.mole.plan import BatchPlan, Segment
@@ -125,6 +126,8 @@ def add_term(y: torch.Tensor, x: torch.Tensor, target: str, segment: Segment) ->
 
 def mixed_columns(x: torch.Tensor, group: PackedGroup, segment: Segment) -> torch.Tensor:
     """α_i A_i x of every column of every linear of the group: x (N, D_in) -> (L, S, N)."""
+    if fused.usable(x, segment):
+        return fused.mixed_columns(torch.mm(group.a, x.T), group, segment)
     num, columns = len(group.targets), group.columns
     width = num * len(columns.expert)  # L·S
     product = torch.mm(group.a, x.T).float()  # (L·S, N), with a router (L·S + L·R_r, N)
@@ -136,7 +139,7 @@ def mixed_columns(x: torch.Tensor, group: PackedGroup, segment: Segment) -> torc
         logits = router_logits(product[width:], h, group, segment)  # (L, P, N)
         alpha = coefficients(logits, segment.static, segment.routed)  # (L, P, N)
         segment.record(group, alpha)
-        z = h * (columns.expert_onehot @ alpha)  # (L, S, N)
+        z = h * torch.bmm(group.by_column, alpha)  # (L, S, N)
     else:
         segment.unscored.update(group.targets)
         z = h * segment.static_columns(columns)
@@ -150,8 +153,8 @@ def router_logits(
 ) -> torch.Tensor:
     """s_i = qᵀ G_i h_i / √R_r plus log prior, float32: q (L·R_r, N), h (L, S, N) -> (L, P, N)."""
     assert group.gram is not None
-    products = (group.gram.T @ q).view_as(h) * h  # (L, S, N), summed by expert below
-    return group.columns.expert_onehot.T @ products + segment.prior
+    products = torch.mm(group.gram.T, q).view_as(h) * h  # (L, S, N), summed by expert below
+    return torch.baddbmm(segment.prior, group.by_column.mT, products)
 
 
 def fused_columns(h: torch.Tensor, group: PackedGroup, segment: Segment) -> torch.Tensor:

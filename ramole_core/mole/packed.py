@@ -8,6 +8,7 @@ linears; rows of smaller ranks, and linears that it lacks, are zeros. Packs hold
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 
@@ -52,6 +53,11 @@ class PackedGroup:
     columns: Columns
     gram: torch.Tensor | None  # (L·R_r, L·S) float32, block-diagonal: B_rᵀ [B_1 … B_P] / √R_r of
     # each linear; None: no router for any of these linears
+
+    @cached_property
+    def by_column(self) -> torch.Tensor:
+        """`expert_onehot` once for each linear, without a copy: (L, S, P)."""
+        return self.columns.expert_onehot.expand(len(self.targets), -1, -1)
 
     @property
     def num_bytes(self) -> int:

@@ -140,7 +140,7 @@ def test_the_limit_that_counts_is_named():
         str(answers(tiny_engine(**settings), [ask("a" * 300)])[0])
         for settings in ({}, {"max_batch_tokens": 64})
     )
-    assert "RAMOLE_MAX_BATCH_TOKENS of 64" in batch
+    assert "the worker's batch (RAMOLE_MAX_BATCH_TOKENS, 0: by its memory) of 64" in batch
     assert "a context of 256" in own
     assert "RAMOLE" not in own
 

@@ -238,7 +238,7 @@ class Columnwise(nn.Linear):
         return (self.weight @ x.mT).mT
 
 
-def test_input_and_output_may_lie_in_memory_in_any_order():
+def test_input_and_base_output_may_lie_in_memory_in_any_order():
     holder = PlanHolder(two_prompts({"x": (6, 5)}))
     base = Columnwise(5, 6, bias=False)
     x = torch.randn(5, 3, 2).permute(2, 1, 0)  # (B, T, D)
@@ -246,6 +246,14 @@ def test_input_and_output_may_lie_in_memory_in_any_order():
     with torch.no_grad():
         found = MoleLinear(base, "x", holder)(x)
     torch.testing.assert_close(found, base(x) + term(x.contiguous(), "x", holder.plan))
+    assert found.is_contiguous()
+
+
+def test_what_the_model_gets_lies_in_memory_as_without_a_plan():
+    """Models look at their linears' outputs through views."""
+    holder = PlanHolder(two_prompts({"x": (6, 5)}))
+    with torch.no_grad():
+        assert MoleLinear(nn.Linear(5, 6), "x", holder)(torch.randn(2, 3, 5)).is_contiguous()
 
 
 @pytest.mark.parametrize(

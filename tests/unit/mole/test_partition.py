@@ -112,13 +112,24 @@ def test_calls_and_foreign_columns_are_weighed(num_rows, size, num_parts):
 
 
 def test_some_may_be_together_and_others_apart():
-    """Two long prompts of different experts, and a token that needs an expert of each."""
+    """Two long prompts of different experts, and for each a token that needs one of its experts."""
     first, second = frozenset(REFS[:2]), frozenset(REFS[2:4])
-    parts = partition().of(
+    parts = partition(groups=1).of(
         [Item(1, frozenset(REFS[1:2])), Item(300, first), Item(1, frozenset(REFS[3:4]))]
         + [Item(300, second)]
     )
     assert places(parts) == [[0, 1], [2, 3]]
+
+
+def test_what_no_single_step_would_join_is_joined_where_the_whole_is_cheaper():
+    """Three pairs out of three experts: two pairs together are dearer than apart, all three not."""
+    pairs = [frozenset(REFS[i] for i in range(3) if i != left) for left in range(3)]
+    size, rows = CALLS // 40, 26
+    sizes = dict.fromkeys(REFS, size)
+    two = cost(2 * rows, REFS[:3], sizes, 1)
+    assert two > 2 * cost(rows, pairs[0], sizes, 1), "the test must be such a case"
+    assert len(partition(size, groups=1).of([Item(rows, pair) for pair in pairs[:2]])) == 2
+    assert len(partition(size, groups=1).of([Item(rows, pair) for pair in pairs])) == 1
 
 
 def test_a_packed_superset_saves_the_copy_where_the_rows_are_few():
@@ -126,8 +137,9 @@ def test_a_packed_superset_saves_the_copy_where_the_rows_are_few():
     three = frozenset(REFS[:3])
     [part] = partition(packed=[everyone]).of([Item(1, pair)])
     assert part.experts == everyone, "8 experts once are less than 2 packed and once"
-    [part] = partition(packed=[everyone, three]).of([Item(1, pair)])
-    assert part.experts == three, "the smallest"
+    for packed in ([everyone, three], [three, everyone]):
+        [part] = partition(packed=packed).of([Item(1, pair)])
+        assert part.experts == three, "the smallest"
     [part] = partition(packed=[everyone]).of([Item(100, pair)])
     assert part.experts == pair, "foreign columns of 100 rows are more than a copy"
 

@@ -230,6 +230,21 @@ def routed_segment(num_rows):
 
 
 @torch.inference_mode()
+def test_linears_without_scores_count_as_much_as_the_others():
+    """q is nobody's, k and v have no router: there α is the prior's."""
+    segment = routed_segment([1])
+    x = torch.randn(1, 5, generator=torch.Generator().manual_seed(0))
+    run(x, BatchPlan(1, (segment,)))
+    mix = Mix("mole", (REFS[1], REFS[3]), (0.5, 0.52), (), "r1")
+    _, wanted = slow_run(x, Prompt(mix, 1, True))
+    [alpha] = segment.alphas.values()
+    prior = segment.static[:, 0]
+    assert not torch.allclose(alpha[0, :, 0], prior, atol=1e-2), "the scores must matter"
+    assert segment.weights()[0].tolist() == pytest.approx(wanted, abs=1e-5)
+    torch.testing.assert_close(segment.weights()[0], (alpha[0, :, 0] + 3 * prior) / 4)
+
+
+@torch.inference_mode()
 def test_a_restarted_segment_knows_nothing_of_the_forward_before():
     x, second = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0))
     kept, fresh = (routed_segment([1, 1, 1]) for _ in range(2))
@@ -256,11 +271,23 @@ def test_a_prompt_without_rows_takes_nobodys():
 def test_what_every_row_has_alike_costs_no_choice():
     segment = routed_segment([1, 2])
     assert (segment.foreign, segment.routed, segment.fused, segment.counted) == (None,) * 4
-    mixes = [Mix("mole", (REFS[0],), (0.5,), (), "r2"), Mix("fusion", (REFS[2],))]
-    mixed = Segment.of(0, mixes, [1, 1], None, new_bank().pack(REFS[:3:2], "r2"), CPU)
-    assert mixed.foreign.tolist() == [[False, True], [True, False]]
+    mixes = [Mix("mole", (REFS[0],), (0.5,), (), "r2"), Mix("fusion", (REFS[0], REFS[2]))]
+    packed = new_bank().pack(REFS[:3:2], "r2")
+    mixed = Segment.of(0, mixes, [1, 1], None, packed, CPU)
+    assert mixed.foreign.tolist() == [[False, False], [True, False]]
     assert mixed.routed.tolist() == [True, False]
     assert mixed.fused.tolist() == [False, True]
+
+
+def test_no_rows_softmax_is_nan_not_even_one_that_nobody_uses():
+    """Its gradient would be NaN as well."""
+    mixes = [
+        Mix("mole", (REFS[0],), (0.5,), (), "r2"),
+        Mix("mole"),
+        Mix("weights", REFS[:1], (), (1,)),
+    ]
+    segment = Segment.of(0, mixes, [1, 1, 1], None, new_bank().pack(REFS[:2], "r2"), CPU)
+    assert torch.softmax(segment.prior, 0).isfinite().all()
 
 
 def test_a_batch_is_one_segment_whose_prompts_last_rows_give_tokens():
