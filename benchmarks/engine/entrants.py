@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Final
 
 from benchmarks.engine.meter import Meter
 from benchmarks.engine.race import Step
 from ramole_core.engine.engine import Engine
 from ramole_core.engine.request import Expert, Generation, GenerationRequest
+
+CHECKED: Final = 8  # requests
 
 
 class EngineEntrant:
@@ -70,7 +73,7 @@ class EngineEntrant:
 
 
 def check_agreement(one: EngineEntrant, other: EngineEntrant, exact: bool) -> None:
-    """Runs both once, two tokens for each request: the same tokens with the same log-probability.
+    """Runs both once, two tokens for the first requests: the same ones, equally likely.
     Where formats are coarser than float32 (not `exact`), other tokens may win now and then."""
     first, second = _begin(one), _begin(other)
     pairs = [(a, b) for a, b in zip(first, second, strict=True) if a.text == b.text]
@@ -80,7 +83,9 @@ def check_agreement(one: EngineEntrant, other: EngineEntrant, exact: bool) -> No
 
 
 def _begin(entrant: EngineEntrant) -> list[Generation]:
-    requests = [replace(r, max_new_tokens=2, wants_confidence=True) for r in entrant.requests]
+    requests = [
+        replace(r, max_new_tokens=2, wants_confidence=True) for r in entrant.requests[:CHECKED]
+    ]
     short = EngineEntrant(entrant.engine, entrant.meter, requests, warm=False)
     for _ in short.run():
         pass

@@ -144,7 +144,8 @@ def _pool(world: World, scale: Scale, stack: ExitStack) -> Entrants:
         source = DiskPool(folder / str(pool), world.targets, shape.rank, shape.files)
         work = prompts(pool_triples(scale.pool, pool, 4), shape, random.Random(4))
         requests = [p.with_experts() for p in work]
-        entrants[f"pool_{pool}"] = EngineEntrant(*world.engine(source), requests, warm=False)
+        engine = world.engine(source, window=BATCH)  # block by block: as many experts in both
+        entrants[f"pool_{pool}"] = EngineEntrant(*engine, requests, warm=False)
     return entrants
 
 

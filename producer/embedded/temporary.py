@@ -4,7 +4,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -18,14 +18,17 @@ _FOREIGN: Final = tuple(PREFIX + n for n in ("HOME", "BROKER_", "STORE_", "MODEL
 
 
 @contextmanager
-def temporary_system(prefix: str, keep: bool = False) -> Iterator[Client]:
+def temporary_system(
+    prefix: str, keep: bool = False, variables: Mapping[str, str] | None = None
+) -> Iterator[Client]:
     """Broker and worker on the zoo, ready; stopped at the end, and gone unless `keep`.
 
     The folder is `client.settings.home`; it also ends when this process dies. Settings of the
-    environment hold, but for those that point to another system, model or encoder.
+    environment hold, but for those that point to another system, model or encoder; `variables`
+    (RAMOLE_…) are put over them.
     """
     home = Path(tempfile.mkdtemp(prefix=prefix))
-    env = own_environment()
+    env = own_environment() | dict(variables or {})
     settings = Settings.load(env, home=home)
     argv = [sys.executable, "-m", "producer", "--home", str(home), "up"]
     try:

@@ -46,7 +46,9 @@ log = logging.getLogger(__name__)
 IDLE_TICK_SECONDS: Final = 0.5  # how often an idle engine shows that it lives
 LOAD_TICK_SECONDS: Final = 0.02  # how often one that waits for adapters looks for newcomers
 STOP_SECONDS: Final = 60.0
-REFILL_SHARE: Final = {"cpu": 0.0}  # of the slots, free before newcomers enter: see Scheduler
+# Of the slots, free before newcomers enter: on CPUs few large prefills are faster than many small
+# ones (answers of 4 to 128 tokens: 1.11 x in float32, 1.06 x in bfloat16, 2 cores).
+REFILL_SHARE: Final = {"cpu": 0.25}
 
 
 class Engine:

@@ -1,5 +1,6 @@
 """The README against the code: settings, options, dependencies, commands and the tree."""
 
+import json
 import re
 import subprocess
 import tomllib
@@ -140,3 +141,19 @@ def test_the_benchmarks_named_are_all_there_are() -> None:
 def test_no_path_of_a_machine() -> None:
     pages = [TEXT, (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")]
     assert not any(re.search(r"/(work|home|root|tmp)/", page) for page in pages)
+
+
+def test_the_figures_of_speed_are_those_of_the_benchmark() -> None:
+    rows = {r["name"]: r for r in json.loads((ROOT / "docs/speed.json").read_text())["rows"]}
+
+    def shown(name: str) -> str:
+        if name not in rows:
+            return ""
+        value, target = rows[name]["value"], rows[name]["target"]
+        if target is None:
+            return f"{value:.3g}"
+        return f"{value:.3g} ({'' if value >= target else 'missed: '}≥ {target:g})"
+
+    for cells in table("How fast it is"):
+        name = code(cells[0])[0]
+        assert cells[2:] == [shown(name), shown(f"{name}_bf16")], name

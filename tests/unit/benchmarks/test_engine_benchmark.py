@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,18 @@ def test_every_measurement_gives_its_rows(world: World, measurement: Any) -> Non
     rows, details = measure(world, measurement, SCALE)
     assert [row.name for row in rows] == [ratio.name for ratio in measurement.rows]
     assert all(row.value > 0 for row in (*rows, *details))
+
+
+def test_both_pools_run_batches_of_equally_many_experts(world: World) -> None:
+    (pool,) = select(["pool_1000_vs_10"])
+    with ExitStack() as stack:
+        entrants = pool.entrants(world, Scale(pool=4 * BATCH), stack)
+        for entrant in entrants.values():
+            stack.callback(entrant.close)
+        results = race(entrants, rounds=1)
+    found = {name: set(runs.rounds[0].experts) for name, runs in results.items()}
+    assert found == {"pool_10": {10}, "pool_1000": {10}}
+    assert entrants["pool_10"].facts()["loads"] == 10 < entrants["pool_1000"].facts()["loads"]
 
 
 def test_rows_are_chosen_by_name() -> None:

@@ -1,0 +1,1 @@
+"""The whole product against its own engine, on the same prompts."""
