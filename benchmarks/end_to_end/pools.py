@@ -40,8 +40,9 @@ class Pool:
 
     @property
     def variables(self) -> dict[str, str]:
-        """The environment of a worker that serves it."""
-        return {"RAMOLE_MODEL": self.model} if self.model else {}
+        """The environment of a worker that serves it; in float32, where answers must be equal."""
+        exact = {"RAMOLE_DTYPE": "float32"}
+        return exact | ({"RAMOLE_MODEL": self.model} if self.model else {})
 
 
 def make_pool(kind: str, folder: Path) -> Pool:

@@ -37,7 +37,7 @@ class Scale:
 
     queue: int = 512  # waiting prompts of the rows about the mixture's price
     long_rounds: int = 1  # of every row with a long queue
-    lengths: int = 256  # prompts of the row about continuous batching
+    lengths: int = 512  # prompts of the row about continuous batching
     pool: int = 320  # prompts of the row about the pool's size
     rounds: int = 3  # of every row whose runs are short
     groups: int = 8  # groups of prompts for which adapters are merged into the weights

@@ -98,7 +98,9 @@ class Admission:
     def _acquire(self, ref: AdapterRef) -> RamoleError | None:
         try:
             if (failed := self._failed.pop(ref, None)) is not None:
-                raise failed
+                if not Failure.of(failed).out_of_memory:
+                    raise failed
+                self.bank.free_unused()  # it was read beside others that wait; alone it may fit
             self.bank.acquire(ref)
             self._on_progress()
         except Exception as e:

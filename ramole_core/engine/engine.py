@@ -1,7 +1,8 @@
 """The coordinator: takes prompts from many threads, one thread owns the model.
 
-`submit(request) -> Future[Generation]`. Continuous batching: whenever slots are free, waiting
-prompts enter; every step is one forward for all that run; what has its answer leaves at once.
+`submit(request) -> Future[Generation]`. Continuous batching: waiting prompts enter while others
+run, as slots become free (see Scheduler for when and who); every step is one forward for all that
+run; what has its answer leaves at once.
 Guarantees: every future ends in an answer or an exception, unless a device call never returns
 (watchers: `progress_at`); a prompt that cannot be answered, an adapter or router that cannot be
 loaded and an error in a step are charged to the prompts concerned alone (PromptError); out of
@@ -18,7 +19,8 @@ import threading
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Many
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from typing import Final
 
 import torch
@@ -174,8 +176,8 @@ class Engine:
 
     def _enter(self, chosen: Many[Sequence]) -> None:
         """They get their adapters and a slot."""
-        newcomers = self._claim(chosen)
-        self._running += newcomers
+        self._running += chosen  # at once: whatever goes wrong, they are in a list
+        newcomers = [s for s in chosen if self._claims(s)]
         for sequence, error in self._admission.admit(newcomers):
             self._fail(sequence, error)
         self._slots.max_tokens = self._scheduler.token_limit
@@ -190,15 +192,14 @@ class Engine:
         with self._wake:
             return self._scheduler.wait_seconds(self._clock()) == 0.0
 
-    def _claim(self, sequences: Many[Sequence]) -> list[Sequence]:
-        """From here on the prompts cannot be cancelled; those that were are left out."""
-        claimed = []
-        for sequence in sequences:
-            if sequence.started or sequence.future.set_running_or_notify_cancel():
-                sequence.started = True
-                sequence.restart()
-                claimed.append(sequence)
-        return claimed
+    def _claims(self, sequence: Sequence) -> bool:
+        """From here on the prompt cannot be cancelled; False when it was."""
+        if not (sequence.started or sequence.future.set_running_or_notify_cancel()):
+            self._running.remove(sequence)
+            return False
+        sequence.started = True
+        sequence.restart()
+        return True
 
     def _deliver(self, tokens: Many[NewToken]) -> None:
         """Gives every prompt its newest token; answers those that ended, which leave at once."""
@@ -253,6 +254,7 @@ class Engine:
     def _free_memory(self, sequences: Many[Sequence]) -> None:
         """The batch is closed, so that its adapters count as unused too."""
         self.bank.free_unused()
+        self.runner.halve_chunks()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         with self._wake:
@@ -272,7 +274,8 @@ class Engine:
     def _fail(self, sequence: Sequence, error: RamoleError) -> None:
         self._forget(sequence)
         if sequence.started or sequence.future.set_running_or_notify_cancel():
-            sequence.future.set_exception(error)
+            with suppress(InvalidStateError):  # it has its answer: those behind it need theirs
+                sequence.future.set_exception(error)
 
     def _refuse(self, why: str) -> None:
         """Nothing is accepted or stepped any more. The first reason stays."""

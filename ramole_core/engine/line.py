@@ -137,7 +137,8 @@ class Line:
             insort(self._overdue, waiting, key=lambda w: w.age)
 
     def _look_for_cancelled(self, future: "Future[Any]") -> None:
-        self._any_cancelled |= future.cancelled()
+        if future.cancelled():  # never written back: other threads set it too
+            self._any_cancelled = True
 
 
 def _left(s: Sequence) -> bool:

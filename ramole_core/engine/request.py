@@ -57,6 +57,8 @@ class GenerationRequest:
                 "bad_request",
                 f"temperature={self.temperature} (at least 0), top_p={self.top_p} (0 to 1)",
             )
+        if not 0 <= self.seed < 1 << 63:
+            raise PromptError("bad_request", f"seed={self.seed}: 0 to 2^63 - 1")
         if not all(self.stop):
             raise PromptError("bad_request", "a stop string must not be empty")
         self.mix()

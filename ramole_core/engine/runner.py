@@ -27,6 +27,7 @@ from ramole_core.mole.bank import AdapterBank
 from ramole_core.mole.partition import Partition
 
 PREFILL_TOKENS: Final = {"cuda": 8192, "cpu": 2048}  # prompt tokens of one forward
+LEAST_PREFILL_TOKENS: Final = 64
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,10 @@ class Runner:
         for chunk in rows.chunks:
             chunk.sequence.num_cached += len(chunk.ids)
         return _new_tokens(rows, logits)
+
+    def halve_chunks(self) -> None:
+        """Memory ran out: prompts go through in smaller chunks from now on."""
+        self.prefill_tokens = max(LEAST_PREFILL_TOKENS, self.prefill_tokens // 2)
 
     def close(self) -> None:
         """Gives the model its own attention back."""

@@ -8,6 +8,8 @@ of memory); `bank_size` adapters. A prompt alone is always within them: the engi
 When: with nothing running, once `batch_size` prompts wait or the oldest has waited for
 `interval_seconds`. Otherwise as soon as a slot is free, or, with a `refill_share`, once that share
 of the slots is free (or enough for all that wait): few large prefills instead of many small ones.
+High priorities and overdue prompts do not wait for that, and nobody does for more than REFILL_STEPS
+steps.
 
 Who, among the first `window` of the line whose adapters are ready: the highest priority that fits;
 then whoever needs the fewest experts that are not active yet (a small mixture is a cheap one, and
@@ -33,6 +35,7 @@ from ramole_core.engine.line import Line, Waiting
 from ramole_core.engine.sequence import Sequence
 
 MAX_OVERTAKEN_WINDOWS: Final = 2
+REFILL_STEPS: Final = 32
 
 
 def rectangle(sequences: Collection[Sequence]) -> int:
@@ -61,6 +64,7 @@ class Scheduler:
         self._line = Line(window, MAX_OVERTAKEN_WINDOWS * window, batch_size)
         self.token_limit = max_batch_tokens  # lower for a while after running out of memory
         self._num_fitted = 0  # prompts that ended since the limit changed
+        self._num_declined = 0  # steps with free slots since somebody might enter
 
     def __len__(self) -> int:
         return len(self._line)
@@ -98,6 +102,7 @@ class Scheduler:
         batch = _Batch(running, self.batch_size, self.token_limit, self.bank_size)
         _fill(batch, front, functools.cache(ready))
         self._line.take(batch.chosen)
+        self._num_declined = 0
         return [w.sequence for w in batch.chosen]
 
     def drain(self) -> list[Sequence]:
@@ -121,7 +126,17 @@ class Scheduler:
         if not num_running:
             return self.wait_seconds(now) == 0.0
         num_free = self.batch_size - num_running
-        return num_free >= min(len(self._line), self._num_refill)
+        front = self._line.front()
+        if not num_free or not front:
+            return False
+        self._num_declined += 1
+        first = front[0]
+        return (
+            num_free >= min(len(self._line), self._num_refill)
+            or first.overdue
+            or first.sequence.priority > 0
+            or self._num_declined > REFILL_STEPS
+        )
 
 
 class _Batch:

@@ -71,7 +71,6 @@ class AdapterBank:
         self._pins: Counter[AdapterRef] = Counter()  # those above 0 only
         self._loading: set[AdapterRef] = set()  # asked of the loader, not yet among the residents
         self._failures: dict[AdapterRef, Exception] = {}
-        self._sizes: dict[AdapterRef, int] = {}
         self._loader = Loader(lambda ref: self._put(self._read(ref)))
         self._packs = PackCache()
         self._routers = RouterShelf(routers, targets, device, dtype)
@@ -246,7 +245,6 @@ class AdapterBank:
         if self._stream is not None:  # its memory must outlive what this thread queues with it
             resident.memory.record_stream(torch.cuda.current_stream(self.device))
         self._residents[ref] = resident
-        self._sizes[ref] = resident.memory.numel()
         self.num_loads += 1
 
     def _read(self, ref: AdapterRef) -> LoraWeights:

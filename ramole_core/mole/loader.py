@@ -38,8 +38,7 @@ class Loader:
         with self._changed:
             self._queue.extend(refs)
             if self._queue and self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="ramole-loader", daemon=True)
-                self._thread.start()
+                self._start()
 
     def withdraw(self) -> list[AdapterRef]:
         """Takes back, and returns, what has not been begun."""
@@ -66,6 +65,17 @@ class Loader:
         self.withdraw()
         with self._changed:
             self._changed.wait_for(lambda: self._thread is None, seconds)
+
+    def _start(self) -> None:
+        """The lock is held: the thread waits for it. Without a thread the loads fail."""
+        thread = threading.Thread(target=self._run, name="ramole-loader", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as e:  # no more threads
+            self._outcomes += [(ref, e) for ref in self._queue]
+            self._queue.clear()
+        else:
+            self._thread = thread
 
     def _run(self) -> None:
         while (ref := self._next()) is not None:

@@ -78,6 +78,8 @@ def test_more_prompts_than_the_zoo_has_begin_again() -> None:
 def test_the_zoo_is_served_as_it_is(tmp_path: Path) -> None:
     pool = make_pool("zoo", tmp_path)
     name = zoo.adapter_names()[0]
-    assert sorted(pool.adapters) == zoo.adapter_names() and pool.variables == {}
+    assert sorted(pool.adapters) == zoo.adapter_names() and pool.variables == {
+        "RAMOLE_DTYPE": "float32"
+    }
     assert pool.load(AdapterRef(name, 1)).pairs.keys()
     assert len(samples(name)) == 20 and list(tmp_path.iterdir()) == []

@@ -3,7 +3,7 @@
 import torch
 
 from .test_failures import Saboteur, assert_clean
-from .tiny import answers, ask, spy_entering, spy_tokens, tiny_engine
+from .tiny import answers, ask, drain, spy_entering, spy_tokens, tiny_engine
 
 REQUESTS = [ask(f"{n:02d}", n % 4, max_new_tokens=3 + n % 5) for n in range(20)]
 
@@ -120,3 +120,32 @@ def test_a_broken_step_is_not_taken_for_the_beginning_of_the_next():
     [request] = requests = [ask("abc", 1, max_new_tokens=9)]
     assert answers(engine, requests) == expected(requests)
     assert len(calls) == 4 + request.max_new_tokens
+
+
+def test_a_prompt_that_cannot_begin_takes_nobody_with_it(monkeypatch):
+    """What goes wrong between the line and the first forward ends no prompt's wait for ever."""
+    engine = tiny_engine()
+    requests = [ask("abc", 0), ask("abd", 1), ask("abe", 2)]
+    seen = spy_tokens(engine)
+    futures = [engine.submit(request) for request in requests]
+    monkeypatch.setattr(seen[1], "restart", lambda: 1 / 0)
+    drain(engine)
+    assert all(future.done() for future in futures)
+    assert [future.exception() is None for future in futures] == [True, False, True]
+
+
+def test_prompts_go_through_in_smaller_chunks_after_running_out_of_memory():
+    engine = tiny_engine()
+    before = engine.runner.prefill_tokens
+    step, broken = engine.runner.step, []
+
+    def once(*arguments):
+        if not broken:
+            broken.append(True)
+            raise torch.OutOfMemoryError
+        return step(*arguments)
+
+    engine.runner.step = once
+    [answer] = answers(engine, [ask("abc", 0)])
+    assert not isinstance(answer, Exception)
+    assert engine.runner.prefill_tokens == before // 2

@@ -5,7 +5,7 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ramole_core.engine.scheduler import rectangle
+from ramole_core.engine.scheduler import REFILL_STEPS, rectangle
 
 from .lines import LIMITS, SEEDS, experts_of, filled, scheduler, sequence
 from .tiny import REFS
@@ -145,6 +145,23 @@ def test_a_refill_waits_for_no_more_slots_than_prompts_wait():
 def test_without_running_prompts_the_refill_share_is_ignored():
     tested = filled([sequence()], batch_size=8, refill_share=1.0)
     assert len(tested.admit(0.0, [])) == 1
+
+
+def test_a_refill_waits_for_a_bounded_number_of_steps():
+    tested = filled([sequence() for _ in range(20)], batch_size=8, refill_share=1.0)
+    running = tested.admit(0.0, [])
+    assert [len(tested.admit(0.0, running[:7])) for _ in range(REFILL_STEPS)] == [0] * REFILL_STEPS
+    assert len(tested.admit(0.0, running[:7])) == 1
+    assert tested.admit(0.0, running) == tested.admit(0.0, running[:7]) == []  # counted anew
+
+
+def test_a_high_priority_waits_for_no_refill():
+    tested = filled([sequence() for _ in range(20)], batch_size=8, refill_share=1.0)
+    running = tested.admit(0.0, [])
+    assert tested.admit(0.0, running[:7]) == []
+    urgent = sequence(priority=1)
+    tested.add(urgent)
+    assert tested.admit(0.0, running[:7]) == [urgent]
 
 
 # Memory

@@ -30,7 +30,7 @@ def run_alone(module, *arguments, **variables):
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, f"exit status {done.returncode}: {done.stderr}"
     return done.stdout.strip()
 
 
