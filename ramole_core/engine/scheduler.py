@@ -9,7 +9,7 @@ When: with nothing running, once `batch_size` prompts wait or the oldest has wai
 `interval_seconds`. Otherwise as soon as a slot is free, or, with a `refill_share`, once that share
 of the slots is free (or enough for all that wait): few large prefills instead of many small ones.
 High priorities and overdue prompts do not wait for that, and nobody does for more than REFILL_STEPS
-steps.
+steps; but with a share of 1 batches are static, and one ends before the next begins.
 
 Who, among the first `window` of the line whose adapters are ready: the highest priority that fits;
 then whoever needs the fewest experts that are not active yet (a small mixture is a cheap one, and
@@ -131,12 +131,11 @@ class Scheduler:
             return False
         self._num_declined += 1
         first = front[0]
-        return (
-            num_free >= min(len(self._line), self._num_refill)
-            or first.overdue
-            or first.sequence.priority > 0
-            or self._num_declined > REFILL_STEPS
-        )
+        if num_free >= min(len(self._line), self._num_refill):
+            return True
+        is_urgent = first.overdue or first.sequence.priority > 0
+        is_static = self._num_refill == self.batch_size
+        return not is_static and (is_urgent or self._num_declined > REFILL_STEPS)
 
 
 class _Batch:

@@ -148,7 +148,7 @@ def test_without_running_prompts_the_refill_share_is_ignored():
 
 
 def test_a_refill_waits_for_a_bounded_number_of_steps():
-    tested = filled([sequence() for _ in range(20)], batch_size=8, refill_share=1.0)
+    tested = filled([sequence() for _ in range(20)], batch_size=8, refill_share=0.8)
     running = tested.admit(0.0, [])
     assert [len(tested.admit(0.0, running[:7])) for _ in range(REFILL_STEPS)] == [0] * REFILL_STEPS
     assert len(tested.admit(0.0, running[:7])) == 1
@@ -156,12 +156,20 @@ def test_a_refill_waits_for_a_bounded_number_of_steps():
 
 
 def test_a_high_priority_waits_for_no_refill():
-    tested = filled([sequence() for _ in range(20)], batch_size=8, refill_share=1.0)
+    tested = filled([sequence() for _ in range(20)], batch_size=8, refill_share=0.8)
     running = tested.admit(0.0, [])
     assert tested.admit(0.0, running[:7]) == []
     urgent = sequence(priority=1)
     tested.add(urgent)
     assert tested.admit(0.0, running[:7]) == [urgent]
+
+
+def test_a_share_of_one_is_static_batches():
+    tested = filled([sequence() for _ in range(20)], batch_size=8, refill_share=1.0)
+    running = tested.admit(0.0, [])
+    tested.add(sequence(priority=1))
+    assert not any(tested.admit(0.0, running[:1]) for _ in range(2 * REFILL_STEPS))
+    assert len(tested.admit(0.0, [])) == 8
 
 
 # Memory
