@@ -99,6 +99,9 @@ class Settings:
         _one_of("auto", "float32", "bfloat16", "float16"),
         "number format of the model; auto: by the device and the model's width",
     )
+    cuda_graphs: str = _setting(
+        "on", _one_of("on", "off"), "on CUDA devices: record decoding steps and replay them"
+    )
     batch_size: int = _setting(32, _number(int, 1, 4096), "prompts decoded together at most")
     max_batch_tokens: int = _setting(
         0,

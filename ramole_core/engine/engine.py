@@ -73,7 +73,8 @@ class Engine:
     ) -> None:
         self.base = base
         self.bank = bank
-        self.runner = Runner(base, mole, bank, on_progress=self._tick)
+        uses_graphs = settings.cuda_graphs == "on"
+        self.runner = Runner(base, mole, bank, self._tick, uses_graphs)
         token_bytes = self.runner.backend.bytes_per_token
         self.plan = memory_plan(base, settings, token_bytes, self.runner.prefill_tokens)
         self.limit_tokens = min(base.context_tokens, self.plan.max_batch_tokens)

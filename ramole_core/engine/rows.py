@@ -7,6 +7,7 @@ consecutive rows; attention finds each kind of prompt by index.
 
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import torch
@@ -64,6 +65,23 @@ class Rows:
     def giving(self) -> list[Chunk]:
         """The M chunks that give a token."""
         return [chunk for chunk in self.chunks if chunk.gives_token]
+
+    @cached_property
+    def routed(self) -> list[tuple[Segment, list[tuple[int, Sequence, list[int]]]]]:
+        """Each segment's routed prompts that get a token: which of the segment's such rows, whose,
+        and the places of its adapters among the segment's experts."""
+        giving = iter(self.giving)
+        found = []
+        for segment in self.plan.segments:
+            members = [next(giving).sequence for _ in range(segment.num_giving)]
+            place = {ref: p for p, ref in enumerate(segment.packed.experts)}
+            places = [
+                (row, sequence, [place[ref] for ref in sequence.adapters])
+                for row, sequence in enumerate(members)
+                if sequence.mix.routed
+            ]
+            found.append((segment, places))
+        return found
 
     def advance(self) -> None:
         """The same prompts, all decoding, with their newest tokens."""

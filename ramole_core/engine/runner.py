@@ -11,12 +11,14 @@ prompt: for those, and only those, an answer may depend on its neighbours.
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import torch
 
 from ramole_core.engine.attention import AttentionStep
-from ramole_core.engine.backend import Backend
+from ramole_core.engine.backend import TOLERANCE, Backend
+from ramole_core.engine.graphs import Graphs, cuda_recorder, graphs_work
 from ramole_core.engine.model import LoadedBase
 from ramole_core.engine.rows import Chunk, RowBuilder, Rows
 from ramole_core.engine.sampling import log_probabilities, next_tokens
@@ -41,7 +43,8 @@ class NewToken:
 
 
 class Runner:
-    """Owns the model while it runs. `on_progress` is called after every forward."""
+    """Owns the model while it runs. `on_progress` is called after every forward. `uses_graphs`:
+    decoding is recorded where the device can (`graphs`)."""
 
     def __init__(
         self,
@@ -49,12 +52,16 @@ class Runner:
         mole: MoleModel,
         bank: AdapterBank,
         on_progress: Callable[[], None] = lambda: None,
+        uses_graphs: bool = True,
     ) -> None:
         self.base = base
         self.mole = mole
         self.on_progress = on_progress
         self.prefill_tokens = PREFILL_TOKENS.get(base.device.type, PREFILL_TOKENS["cpu"])
         self.backend = Backend.install(base.model)
+        recorded = uses_graphs and graphs_work(base.device)
+        new_recorder = partial(cuda_recorder, base.device) if recorded else None
+        self.graphs = Graphs(self._run, new_recorder, TOLERANCE.get(base.dtype, 1e-3))
         partition = Partition(len(mole.groups), bank.num_numbers, bank.packed_sets)
         self._builder = RowBuilder(bank, partition, base.device)
         self._rows: Rows | None = None  # of the last forward
@@ -81,6 +88,7 @@ class Runner:
     def forget(self) -> None:
         """Slots were numbered anew or a step broke: the last rows are no beginning of the next."""
         self._rows = None
+        self.graphs.clear()
 
     def _next_rows(self, running: Many[Sequence], cache: SlotCache) -> Rows:
         if self._rows is not None and self._goes_on(self._rows, running):
@@ -113,13 +121,18 @@ class Runner:
 
     def _forward(self, rows: Rows) -> torch.Tensor:
         """-> logits (M, V) float32."""
+        logits = self.graphs.forward(rows)
+        self.on_progress()
+        return logits
+
+    def _run(self, rows: Rows) -> torch.Tensor:
+        """The model itself -> logits (M, V) float32."""
         arguments: dict[str, Any] = {}
         can_pick = "logits_to_keep" in self.base.forward_names
         if can_pick and rows.last is not None:
             arguments["logits_to_keep"] = rows.last
         with self.mole.running(rows.plan):
             logits = run_flat(self.base.model, rows.ids, rows.positions, rows.attention, arguments)
-        self.on_progress()
         picked = logits[0] if can_pick or rows.last is None else logits[0, rows.last]
         return picked.float()
 
@@ -160,15 +173,8 @@ def _new_tokens(rows: Rows, logits: torch.Tensor) -> list[NewToken]:
 def _weights(rows: Rows) -> dict[int, tuple[float, ...]]:
     """The gate weights of the routed prompts that got a token, by the id of their sequence."""
     found = {}
-    giving = iter(rows.giving)
-    for segment in rows.plan.segments:
-        num = segment.num_giving
-        members = [next(giving).sequence for _ in range(num)]
-        if not segment.any_routed or not num:
-            continue
-        place = {ref: p for p, ref in enumerate(segment.packed.experts)}
-        table = segment.weights().tolist()  # M x P
-        for sequence, row in zip(members, table, strict=True):
-            if sequence.mix.routed:
-                found[id(sequence)] = tuple(row[place[ref]] for ref in sequence.adapters)
+    for segment, members in rows.routed:
+        table = segment.weights().tolist() if members else []  # M x P
+        for row, sequence, places in members:
+            found[id(sequence)] = tuple([table[row][place] for place in places])
     return found

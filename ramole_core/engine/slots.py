@@ -26,6 +26,7 @@ class SlotCache:
     def __init__(self) -> None:
         self.num_slots = 0  # R
         self.capacity = 0  # C
+        self.num_layouts = 0  # so far: with each the tensors lie elsewhere
         self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # (R, H, C, D) each
 
     @property
@@ -63,6 +64,7 @@ class SlotCache:
         """Makes room for `num_slots` of `capacity` tokens; the slots `live` become 0, 1, 2, …"""
         kept = min(capacity, self.capacity)
         self.num_slots, self.capacity = num_slots, capacity
+        self.num_layouts += 1
         for layer, pair in self._layers.items():  # one layer at a time: little is there twice
             self._layers[layer] = (
                 self._moved(pair[0], live, kept),
@@ -81,6 +83,7 @@ class SlotCache:
         """Gives all memory back."""
         self._layers.clear()
         self.num_slots = self.capacity = 0
+        self.num_layouts += 1
 
     def _empty(self, like: torch.Tensor) -> torch.Tensor:
         _, heads, width = like.shape
