@@ -93,14 +93,19 @@ class MoleLinear(nn.Module):
 
 def base_output(base: nn.Linear, x: torch.Tensor) -> torch.Tensor:
     """W x + bias: x (…, D_in) -> (…, D_out), whose rows may lie side by side in memory."""
-    num = x.numel() // x.shape[-1]
-    if x.device.type != "cpu" or num > THIN_ROWS.get(x.dtype, 0) or type(base) is not nn.Linear:
+    if type(base) is not nn.Linear or not is_thin(x):
         y: torch.Tensor = base(x)
         return y.contiguous()
+    num = x.numel() // x.shape[-1]
     columns = torch.mm(base.weight, x.reshape(num, x.shape[-1]).T)  # (D_out, N)
     if base.bias is not None:
         columns += base.bias[:, None]
     return columns.T.view(*x.shape[:-1], len(columns))
+
+
+def is_thin(x: torch.Tensor) -> bool:
+    """Whether x (…, D) has so few rows that W xᵀ is the faster product."""
+    return x.device.type == "cpu" and x.numel() <= THIN_ROWS.get(x.dtype, 0) * x.shape[-1]
 
 
 def add_term(y: torch.Tensor, x: torch.Tensor, target: str, segment: Segment) -> None:
@@ -132,20 +137,22 @@ def mixed_columns(x: torch.Tensor, group: PackedGroup, segment: Segment) -> torc
     width = num * len(columns.expert)  # L·S
     product = torch.mm(group.a, x.T).float()  # (L·S, N), with a router (L·S + L·R_r, N)
     h = product[:width].view(num, -1, len(x))  # (L, S, N)
-    foreign = segment.foreign_columns(columns)  # (S, N)
+    # Wider formats overflow only in rows that are lost anyway.
+    foreign = segment.foreign_columns(columns) if x.dtype == torch.float16 else None  # (S, N)
     if foreign is not None:  # a foreign expert may overflow here, and 0 · inf is NaN
         h.masked_fill_(foreign, 0.0)
     if segment.any_routed and group.gram is not None:
         logits = router_logits(product[width:], h, group, segment)  # (L, P, N)
         alpha = coefficients(logits, segment.static, segment.routed)  # (L, P, N)
         segment.record(group, alpha)
-        z = h * torch.bmm(group.by_column, alpha)  # (L, S, N)
+        z = torch.bmm(group.by_column, alpha).mul_(h)  # (L, S, N)
     else:
         segment.unscored.update(group.targets)
         z = h * segment.static_columns(columns)
     if segment.fused is not None:
         z = torch.where(segment.fused, fused_columns(h, group, segment), z)
-    return z.to(x.dtype)
+    z = z.to(x.dtype)
+    return z if x.dtype == torch.float32 or is_thin(x) else z.mT.contiguous().mT
 
 
 def router_logits(
@@ -153,7 +160,7 @@ def router_logits(
 ) -> torch.Tensor:
     """s_i = qᵀ G_i h_i / √R_r plus log prior, float32: q (L·R_r, N), h (L, S, N) -> (L, P, N)."""
     assert group.gram is not None
-    products = torch.mm(group.gram.T, q).view_as(h) * h  # (L, S, N), summed by expert below
+    products = torch.mm(group.gram.T, q).view_as(h).mul_(h)  # (L, S, N), summed by expert below
     return torch.baddbmm(segment.prior, group.by_column.mT, products)
 
 

@@ -6,7 +6,7 @@ GEMMs, whatever the experts' ranks are. An expert's rank in a group is its large
 linears; rows of smaller ranks, and linears that it lacks, are zeros. Packs hold copies.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -71,22 +71,9 @@ class PackedGroup:
         A_r and B_r are rounded to the model's dtype. A linear without a pair has zeros for A_r and
         for its block.
         """
-        width = len(self.columns.expert)  # S
-        experts = self.a[: len(self.targets) * width]  # (L·S, D_in)
-        found = [pairs.get(target) for target in self.targets]
-        rank = next((pair[0].shape[0] for pair in found if pair is not None), None)  # R_r
-        if rank is None:
-            return replace(self, a=experts, gram=None)
-        rows, blocks = [experts], []
-        for b, pair in zip(self.b, found, strict=True):
-            if pair is None:
-                rows.append(experts.new_zeros(rank, experts.shape[1]))
-                blocks.append(b.new_zeros(rank, width, dtype=torch.float32))
-            else:
-                a_r, b_r = (side.to(experts.dtype) for side in pair)  # (R_r, D_in), (D_out, R_r)
-                rows.append(a_r)
-                blocks.append(b_r.float().T @ b.float() / rank**0.5)  # (R_r, S)
-        return replace(self, a=torch.cat(rows), gram=torch.block_diag(*blocks))
+        experts = self.a[: len(self.targets) * len(self.columns.expert)]  # (L·S, D_in)
+        a, gram = under_router(self.targets, [experts], self.b, pairs)
+        return replace(self, a=a, gram=gram)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,3 +100,24 @@ class Packed:
 
 def _unique(groups: Mapping[str, PackedGroup]) -> list[PackedGroup]:
     return [group for target, group in groups.items() if target == group.targets[0]]
+
+
+def under_router(
+    targets: Sequence[str], a: Sequence[torch.Tensor], b: Sequence[torch.Tensor], pairs: Pairs
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`a` and `gram` of a group under the router `pairs`, see PackedGroup: all its experts' A from
+    top to bottom, and the L matrices (D_out, S) of its b."""
+    found = [pairs.get(target) for target in targets]
+    rank = next((pair[0].shape[0] for pair in found if pair is not None), None)  # R_r
+    if rank is None:
+        return torch.cat([*a]), None
+    rows, blocks = [*a], []
+    for side, pair in zip(b, found, strict=True):
+        if pair is None:
+            rows.append(a[0].new_zeros(rank, a[0].shape[1]))
+            blocks.append(side.new_zeros(rank, side.shape[1], dtype=torch.float32))
+        else:
+            a_r, b_r = (matrix.to(side.dtype) for matrix in pair)  # (R_r, D_in), (D_out, R_r)
+            rows.append(a_r)
+            blocks.append(b_r.float().T @ side.float() / rank**0.5)  # (R_r, S)
+    return torch.cat(rows), torch.block_diag(*blocks)

@@ -9,8 +9,8 @@ from typing import Final
 import torch
 
 from ramole_core.adapters.ref import AdapterRef
-from ramole_core.mole.packed import Columns, Packed, PackedGroup
-from ramole_core.mole.resident import Resident
+from ramole_core.mole.packed import Columns, Packed, PackedGroup, Pairs, under_router
+from ramole_core.mole.resident import Pair, Resident
 from ramole_core.mole.router_shelf import Router
 
 # Bytes of all kept packs by those of a full bank of the adapters that are here, at most: a pack of
@@ -64,37 +64,42 @@ def build_pack(
     # The mode of whoever asks first must not decide whether the pack can be trained with.
     with torch.inference_mode(False), torch.no_grad():
         for targets in groups:
-            group = _pack_group(targets, residents, layouts)
+            group = _pack_group(targets, residents, layouts, router.pairs if router else {})
             if group is not None:
-                group = group if router is None else group.with_router(router.pairs)
                 found.update(dict.fromkeys(group.targets, group))
     return Packed(experts, None if router is None else router.version, found)
 
 
 def _pack_group(
-    targets: Sequence[str], residents: Sequence[Resident], layouts: _Layouts
+    targets: Sequence[str], residents: Sequence[Resident], layouts: _Layouts, router: Pairs
 ) -> PackedGroup | None:
-    """The group without a router; None when no expert has any of its linears."""
+    """None when no expert has any of its linears."""
     present = tuple(t for t in targets if any(t in resident.pairs for resident in residents))
     if not present:
         return None
     widest = [max(resident.rank(t) for t in present) for resident in residents]
     ranks = tuple((place, rank) for place, rank in enumerate(widest) if rank)
-    members = [(residents[place].pairs, rank) for place, rank in ranks]
-    a = [(pairs[t][0] if t in pairs else None, rank) for t in present for pairs, rank in members]
-    bs = [[(pairs[t][1] if t in pairs else None, rank) for pairs, rank in members] for t in present]
-    b = tuple(_stacked(sides).T.contiguous() for sides in bs)  # L of (D_out, S)
+    a: list[torch.Tensor] = []
+    b: list[torch.Tensor] = []
+    for target in present:
+        members = [(residents[place].pairs.get(target), rank) for place, rank in ranks]
+        known = next(pair for pair, _ in members if pair is not None)
+        sides = [_padded(pair, rank, known) for pair, rank in members]
+        a += [side[0] for side in sides]
+        b.append(torch.cat([side[1] for side in sides], dim=1))  # (D_out, S)
     if ranks not in layouts:
         layouts[ranks] = Columns.of(ranks, len(residents), b[0].device)
-    return PackedGroup(present, _stacked(a), b, layouts[ranks], None)
+    rows, gram = under_router(present, a, b, router)
+    return PackedGroup(present, rows, tuple(b), layouts[ranks], gram)
 
 
-def _stacked(sides: Sequence[tuple[torch.Tensor | None, int]]) -> torch.Tensor:
-    """One below the other, each padded with zeros to its number of rows; not all are None."""
-    known = next(side for side, _ in sides if side is not None)
-    parts = []
-    for side, num_rows in sides:
-        given = [] if side is None else [side]
-        lacking = num_rows - sum(map(len, given))
-        parts += [*given, known.new_zeros(lacking, known.shape[1])] if lacking else given
-    return torch.cat(parts)
+def _padded(pair: Pair | None, rank: int, like: Pair) -> Pair:
+    """a (R, D_in) and b (D_out, R) with zeros up to `rank`; all zeros without a pair."""
+    a, b = (like[0][:0], like[1][:, :0]) if pair is None else pair
+    lacking = rank - len(a)
+    if not lacking:
+        return a, b
+    return (
+        torch.cat([a, a.new_zeros(lacking, a.shape[1])]),
+        torch.cat([b, b.new_zeros(len(b), lacking)], dim=1),
+    )

@@ -18,7 +18,7 @@ from typing import Final
 
 from ramole_core.adapters.ref import AdapterRef
 
-CALLS: Final = 40_000_000  # of one group of one segment: its many small operations
+CALLS: Final = 120_000_000  # of one group of one segment: its many small operations
 COPY: Final = 4  # packing an adapter's weights, spread over the forwards that use the copy
 
 Experts = frozenset[AdapterRef]

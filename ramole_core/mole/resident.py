@@ -1,4 +1,4 @@
-"""One adapter on the device, laid out so that packing is a concatenation of rows.
+"""One adapter on the device.
 
 Dims: R rank of an adapter in one linear, D_in and D_out sides of the linear. Safe to use from any
 thread.
@@ -15,13 +15,14 @@ from ramole_core.adapters.weights import LoraWeights
 from ramole_core.errors import PromptError
 
 MAX_WEIGHT: Final = 1e4
+Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class Resident:
     """An adapter in the model's dtype. Its matrices are views of one piece of memory."""
 
-    pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]]  # target -> a (R, D_in), bᵀ (R, D_out)
+    pairs: Mapping[str, Pair]  # target -> a (R, D_in), b (D_out, R)
     memory: torch.Tensor  # (numbers of all pairs,)
 
     def rank(self, target: str) -> int:
@@ -57,7 +58,7 @@ def put_on_device(
 
     The memory belongs to `stream`: who uses it on another one must `record_stream` it first.
     """
-    sides = [side for pair in weights.pairs.values() for side in (pair.a, pair.b.T)]
+    sides = [side for pair in weights.pairs.values() for side in (pair.a, pair.b)]
     sizes = [side.numel() for side in sides]
     host = torch.empty(sum(sizes), dtype=dtype, pin_memory=stream is not None)
     for part, side in zip(host.split(sizes), sides, strict=True):
