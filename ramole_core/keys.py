@@ -53,6 +53,16 @@ def attempt(job_id: str, shard: str, number: int) -> str:
     return f"{attempts(job_id)}{shard}/{number}.json"
 
 
+def deaths(job_id: str) -> str:
+    """Folder of the deaths of worker processes that are charged to prompts of a job."""
+    return f"jobs/{job_id}/deaths/"
+
+
+def death(job_id: str, index: int, name: str) -> str:
+    """One death charged to one prompt; `name` is alone-WORKER or beside-WORKER."""
+    return f"{deaths(job_id)}{index}/{name}.json"
+
+
 def finished(job_id: str) -> str:
     """Final counts, created once by the worker that finds all outputs there."""
     return f"jobs/{job_id}/finished.json"

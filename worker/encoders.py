@@ -71,6 +71,7 @@ class Encoders:
         load: Callable[[str], Encoder],
         first: Encoder,
         draining: threading.Event,
+        quiet: threading.Lock | None = None,
         max_loaded: int = MAX_LOADED,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -79,6 +80,7 @@ class Encoders:
         self._activations = activations
         self._load = load
         self._draining = draining
+        self._quiet = quiet or threading.Lock()  # see EncoderService
         self._max_loaded = max_loaded
         self._now = now
         self._loading = threading.Lock()  # held while one is loaded: nobody loads it twice
@@ -183,7 +185,7 @@ class Encoders:
         raise PromptError("encoder_unavailable", before.message)
 
     def _add(self, encoder: Encoder, num_users: int = 0) -> _Loaded:
-        service = EncoderService(encoder)
+        service = EncoderService(encoder, self._quiet)
         shelf = VectorShelf(
             self._store, encoder.version, service.encode, service.width, encoder.vectors
         )

@@ -7,7 +7,9 @@ Texts that make the encoder fail, fail the call they came with (PromptError `enc
 import queue
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Final
 
 import numpy as np
@@ -16,13 +18,15 @@ from ramole_core.errors import PromptError, UnavailableError
 from ramole_core.retrieval.encoder import BATCH_SIZE, Encoder, Vectors
 
 MAX_TEXTS: Final = 256
+QUIET_SECONDS: Final = 1.0  # between two signs of life while another thread wants quiet
 
 
 class EncoderService:
-    """Thread-safe `encode` over one Encoder."""
+    """Thread-safe `encode` over one Encoder. Nothing is embedded while `quiet` is held."""
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: Encoder, quiet: threading.Lock | None = None) -> None:
         self._encoder = encoder
+        self._quiet = quiet or threading.Lock()
         self._queue: queue.Queue[tuple[list[str], Future[Vectors]] | None] = queue.Queue()
         self._lock = threading.Lock()  # nothing is queued behind the end
         self._stopped = False
@@ -93,9 +97,20 @@ class EncoderService:
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         for start in range(0, len(order), BATCH_SIZE):
             rows = order[start : start + BATCH_SIZE]
-            vectors[rows] = self._encoder.encode([texts[i] for i in rows])
+            with self._turn():
+                vectors[rows] = self._encoder.encode([texts[i] for i in rows])
             self.progress_at = time.monotonic()
         return vectors
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Waits while `quiet` is held, which is no standstill."""
+        while not self._quiet.acquire(timeout=QUIET_SECONDS):
+            self.progress_at = time.monotonic()
+        try:
+            yield
+        finally:
+            self._quiet.release()
 
     def _fail_waiting(self) -> None:
         while not self._queue.empty():

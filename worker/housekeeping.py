@@ -18,6 +18,7 @@ from ramole_core import messages
 from ramole_core.adapters.registry import Registry
 from ramole_core.errors import RamoleError
 from ramole_core.settings import Settings
+from worker.deaths import Coroner
 from worker.dispatcher import Dispatcher
 from worker.encoders import Encoders
 from worker.ledger import REAPER_LOCK, SCAN_LOCK, Ledger
@@ -32,8 +33,8 @@ UPLOAD_SENT_SECONDS: Final = 120.0
 
 
 class Housekeeper:
-    """Three daemon threads: the reaper, the registry's follower, and the encoders' (whose step may
-    take minutes)."""
+    """Daemon threads: the coroner, the reaper, the registry's follower, and the encoders' (whose
+    step may take minutes)."""
 
     def __init__(
         self,
@@ -43,6 +44,7 @@ class Housekeeper:
         uploads: UploadDesk,
         registry: Registry,
         encoders: Encoders,
+        coroner: Coroner,
         send: Callable[..., Any],
         settings: Settings,
     ) -> None:
@@ -53,10 +55,12 @@ class Housekeeper:
         self._registry = registry
         self._send = send
         self._reaper_seconds = settings.reaper_seconds
+        self._coroner = coroner
         self._stop = threading.Event()
         self._threads = [
             threading.Thread(target=self._every, args=(seconds, work), name=name, daemon=True)
             for seconds, work, name in (
+                (settings.reaper_seconds, coroner.look, "coroner"),
                 (settings.reaper_seconds, self.reap, "reaper"),
                 (settings.registry_seconds, registry.refresh, "registry"),
                 (settings.registry_seconds, encoders.refresh, "encoders"),
@@ -64,7 +68,8 @@ class Housekeeper:
         ]
 
     def start(self) -> None:
-        """Starts the threads."""
+        """Looks for deaths, the predecessor's perhaps, before work is taken; starts the threads."""
+        self._guarded(self._coroner.look)
         for thread in self._threads:
             thread.start()
 
@@ -96,9 +101,12 @@ class Housekeeper:
 
     def _every(self, seconds: float, work: Callable[[], Any]) -> None:
         while not self._stop.wait(seconds):
-            try:
-                work()
-            except (RamoleError, RedisError, OSError) as e:
-                logger.warning("housekeeping: %s: %s", type(e).__name__, e)
-            except Exception:
-                logger.exception("housekeeping failed")
+            self._guarded(work)
+
+    def _guarded(self, work: Callable[[], Any]) -> None:
+        try:
+            work()
+        except (RamoleError, RedisError, OSError) as e:
+            logger.warning("housekeeping: %s: %s", type(e).__name__, e)
+        except Exception:
+            logger.exception("housekeeping failed")

@@ -69,6 +69,16 @@ if operation == 'release' then
   return 1
 end
 
+-- pardon job shard token -> gives the attempt of a dead worker back; its lease ends now
+if operation == 'pardon' then
+  local m = member(ARGV[2], ARGV[3])
+  if redis.call('HGET', owners, m) ~= ARGV[4] then return 0 end
+  redis.call('HINCRBY', job_key(ARGV[2], 'attempts'), ARGV[3], -1)
+  redis.call('HDEL', owners, m)
+  redis.call('ZADD', running, 'XX', now, m)
+  return 1
+end
+
 -- report job shard text -> progress of a shard that runs
 if operation == 'report' then
   local job, shard = ARGV[2], ARGV[3]

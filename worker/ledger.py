@@ -122,6 +122,11 @@ class Ledger:
         ref = claim.ref
         return bool(self._run("release", ref.job_id, ref.shard, claim.token))
 
+    def pardon(self, claim: Claim) -> bool:
+        """Gives the attempt of a dead worker back and ends its lease."""
+        ref = claim.ref
+        return bool(self._run("pardon", ref.job_id, ref.shard, claim.token))
+
     def finish(self, ref: ShardRef, num_ok: int, num_failed: int) -> bool:
         """Marks a shard whose output lies in the store. True when the whole job is done."""
         text = f"done {num_ok} {num_failed}"

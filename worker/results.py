@@ -2,20 +2,17 @@
 
 import math
 from collections.abc import Sequence
-from concurrent.futures import Future
 
 from ramole_core.engine.engine import Engine
-from ramole_core.engine.request import Generation, GenerationRequest
+from ramole_core.engine.request import Generation, GenerationFuture, GenerationRequest
 from ramole_core.errors import PromptError, RamoleError, UnavailableError
 from ramole_core.jobs import AdapterUse, ErrorRecord, PromptRequest, PromptResult, Usage
 from worker.routing import Routed
 
-GenerationFuture = Future[Generation]
-
 
 def submitted(engine: Engine, item: Routed) -> GenerationFuture:
     """The engine's future, or one that holds the error which kept the prompt from it."""
-    future: GenerationFuture = Future()
+    future = GenerationFuture()
     if item.request is None:
         future.set_exception(item.error or PromptError("no_request", "nothing to run"))
         return future
@@ -37,11 +34,11 @@ def has_failed(future: GenerationFuture) -> bool:
     return future.done() and (future.cancelled() or future.exception() is not None)
 
 
-def result_of(item: Routed, future: GenerationFuture) -> PromptResult:
-    """The record of a future that is done."""
-    if future.cancelled():
-        return failure(item.prompt, PromptError("deadline", "the job's deadline passed"))
-    error = future.exception()
+def result_of(item: Routed, future: GenerationFuture, cut: PromptError) -> PromptResult:
+    """The record of a future that is done; `cut` is said of one that was cut short."""
+    error = cut if future.cancelled() else future.exception()
+    if future.unwanted and isinstance(error, PromptError):
+        error = cut
     if isinstance(error, RamoleError):
         return failure(item.prompt, error)
     if error is not None:

@@ -26,10 +26,12 @@ from ramole_core.errors import BrokerUnavailableError, ConfigError
 from ramole_core.settings import Settings, redacted
 from ramole_core.store import ObjectStore, open_store
 from worker.announce import announce_base
+from worker.deaths import Coroner
 from worker.dispatcher import Dispatcher
 from worker.encoder_source import EncoderSource, load_encoder_in_use
 from worker.encoders import Encoders
 from worker.housekeeping import Housekeeper
+from worker.journal import Journal
 from worker.leases import LeaseKeeper
 from worker.ledger import Ledger, ShardRef
 from worker.lifecycle import JobDesk
@@ -41,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 STALL_SECONDS: Final = 120.0  # without an engine step or an encoder batch
 EX_SOFTWARE: Final = 70
+JOURNALS: Final = "journals"
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Services:
     shards: ShardRunner
     housekeeper: Housekeeper
     draining: threading.Event
+    journal: Journal
 
     def start(self) -> None:
         """Starts all threads; the process then counts as a live worker."""
@@ -73,6 +77,7 @@ class Services:
         self.leases.stop()
         self.engine.stop()
         self.encoders.stop()
+        self.journal.close()
 
 
 def worker_name() -> str:
@@ -110,14 +115,18 @@ def open_services(settings: Settings, send: Callable[..., Any]) -> Services:
     store = _opened_store(settings)
     redis = connect(settings)
     cache = AdapterCache(store, settings.home / "cache" / "adapters")
-    engine = build_engine(settings, cache, StoredRouters(store))
+    name, quiet = worker_name(), threading.Lock()
+    journal = Journal(settings.home / JOURNALS, name)
+    engine = build_engine(
+        settings, cache, StoredRouters(store), on_running=journal.running, quiet=quiet
+    )
     base = engine.base.base_info()
     announce_base(store, base)
     registry = Registry(store)
     registry.refresh()
     draining = threading.Event()
-    encoders = _open_encoders(store, registry, settings, draining)
-    ledger = Ledger(redis, worker_name(), settings.lease_seconds)
+    encoders = _open_encoders(store, registry, settings, draining, quiet)
+    ledger = Ledger(redis, name, settings.lease_seconds)
     leases = LeaseKeeper(
         ledger, settings.lease_seconds, lambda: _make_progress(engine, encoders), _end_process
     )
@@ -132,11 +141,25 @@ def open_services(settings: Settings, send: Callable[..., Any]) -> Services:
     uploads = UploadDesk(
         store, registry, base, Limits.from_settings(settings), encoders, settings.home / "tmp"
     )
-    shards = ShardRunner(store, ledger, leases, registry, encoders, engine, draining, on_shard_done)
-    housekeeper = Housekeeper(ledger, dispatcher, desk, uploads, registry, encoders, send, settings)
+    shards = ShardRunner(
+        store,
+        ledger,
+        leases,
+        registry,
+        encoders,
+        engine,
+        draining,
+        on_shard_done,
+        journal,
+        settings,
+    )
+    coroner = Coroner(settings.home / JOURNALS, store, ledger.pardon)
+    housekeeper = Housekeeper(
+        ledger, dispatcher, desk, uploads, registry, encoders, coroner, send, settings
+    )
     return Services(
         settings, store, ledger, engine, encoders, leases, desk, dispatcher, uploads, shards,
-        housekeeper, draining,
+        housekeeper, draining, journal,
     )  # fmt: skip
 
 
@@ -150,11 +173,15 @@ def _opened_store(settings: Settings) -> ObjectStore:
 
 
 def _open_encoders(
-    store: ObjectStore, registry: Registry, settings: Settings, draining: threading.Event
+    store: ObjectStore,
+    registry: Registry,
+    settings: Settings,
+    draining: threading.Event,
+    quiet: threading.Lock,
 ) -> Encoders:
     source, activations = EncoderSource(store, settings), Activations(store)
     first = load_encoder_in_use(activations, source)
-    return Encoders(store, registry, activations, source.load, first, draining)
+    return Encoders(store, registry, activations, source.load, first, draining, quiet)
 
 
 def _make_progress(engine: Engine, encoders: Encoders) -> bool:

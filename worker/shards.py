@@ -2,16 +2,19 @@
 
 load -> retrieve -> generate -> store -> mark done. Cut anywhere, another worker begins again: the
 output is created once, and what is marked done is read back from it. An outage of the store gives
-the attempt back. A shard begun too often (its worker died or broke each time) has its prompts
-failed, so that every job ends; a death is so far charged to all shards that were in flight.
+the attempt back. Every shard ends: prompts that kill their process are failed (`worker.deaths`), a
+shard begun too often for other reasons has all its prompts failed, one that takes too long those
+that are not answered. Of a cancelled job's shard, what is answered is kept.
 """
 
 import json
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import wait
 from contextlib import suppress
+from dataclasses import replace
 from typing import Final
 
 from pydantic import ValidationError
@@ -20,6 +23,7 @@ from redis import RedisError
 from ramole_core import keys
 from ramole_core.adapters.registry import Registry
 from ramole_core.engine.engine import Engine
+from ramole_core.engine.request import GenerationFuture
 from ramole_core.errors import (
     NotFoundError,
     PromptError,
@@ -29,17 +33,22 @@ from ramole_core.errors import (
 )
 from ramole_core.job_files import JobFiles
 from ramole_core.jobs import ErrorRecord, Manifest, PromptRequest, PromptResult, parse_time, utc_now
+from ramole_core.settings import Settings
 from ramole_core.store import ObjectStore
 from ramole_core.store.base import to_json
+from worker.deaths import Charges, charges_of
 from worker.encoders import Encoders
+from worker.journal import Journal, PromptRef
 from worker.leases import LeaseKeeper
 from worker.ledger import Claim, Ledger, ShardRef
-from worker.results import GenerationFuture, failure, has_failed, outage, result_of, submitted
+from worker.results import failure, has_failed, outage, result_of, submitted
 from worker.routing import Routed, route
 
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS: Final = 0.5
+DEADLINE: Final = PromptError("deadline", "the job's deadline passed")
+CANCELLED: Final = PromptError("cancelled", "the job was cancelled")
 
 
 class ShardAbandonedError(RamoleError):
@@ -61,6 +70,8 @@ class ShardRunner:
         engine: Engine,
         draining: threading.Event,
         on_done: Callable[[ShardRef, bool], None],
+        journal: Journal,
+        settings: Settings,
     ) -> None:
         self._store = store
         self._ledger = ledger
@@ -70,6 +81,9 @@ class ShardRunner:
         self._engine = engine
         self._draining = draining
         self._on_done = on_done
+        self._journal = journal
+        self._shard_seconds = settings.shard_seconds
+        self._max_alone = max(1, settings.max_attempts - 1)
 
     def run(self, claim: Claim) -> None:
         """Works on a claimed shard to its end.
@@ -79,7 +93,7 @@ class ShardRunner:
         other error the lease runs out and the shard is begun again, max_attempts times in all.
         """
         ref = claim.ref
-        with self._leases.holding(claim):
+        with self._leases.holding(claim), self._journal.holding(claim):
             try:
                 if not self._store.exists(keys.output_shard(ref.job_id, ref.shard)):
                     self._write(ref, self._answers(claim))
@@ -103,8 +117,10 @@ class ShardRunner:
         prompts = self._load(manifest, claim.ref)
         if manifest.pins.registry > self._registry.position:
             self._registry.refresh()
-        routed = route(prompts, manifest, self._encoders, self._registry)
-        return self._generate(claim, routed, manifest)
+        charges = charges_of(self._store, claim.ref.job_id)
+        with self._journal.embedding(claim):
+            routed = route(prompts, manifest, self._encoders, self._registry)
+        return self._generate(claim, routed, manifest, charges)
 
     def _load(self, manifest: Manifest, ref: ShardRef) -> list[PromptRequest]:
         """The shard's prompts; a damaged line becomes a prompt with an error."""
@@ -114,23 +130,39 @@ class ShardRunner:
         return [_parsed(line, first + i) for i, line in enumerate(lines)]
 
     def _generate(
-        self, claim: Claim, routed: list[Routed], manifest: Manifest
+        self, claim: Claim, routed: list[Routed], manifest: Manifest, charges: Charges
     ) -> list[PromptResult]:
-        futures = [submitted(self._engine, item) for item in routed]
+        futures = [self._submitted(claim, item, charges) for item in routed]
         try:
-            self._wait(claim, futures, manifest.options.deadline)
+            cut = self._wait(claim, futures, manifest.options.deadline)
         except BaseException:
             for future in futures:
-                future.cancel()
+                future.end()
             raise
         if (error := outage(futures)) is not None:
             raise error
-        return [result_of(item, future) for item, future in zip(routed, futures, strict=True)]
+        if cut is CANCELLED and all(map(has_failed, futures)):
+            raise ShardAbandonedError(str(cut))
+        return [result_of(item, future, cut) for item, future in zip(routed, futures, strict=True)]
+
+    def _submitted(self, claim: Claim, item: Routed, charges: Charges) -> GenerationFuture:
+        """A prompt that may have killed its process runs alone, or not any more."""
+        index = item.prompt.index
+        if item.request is None:
+            return submitted(self._engine, item)
+        if (error := charges.error(index, self._max_alone)) is not None:
+            return submitted(self._engine, replace(item, request=None, error=error))
+        alone = charges.is_suspect(index)
+        tag = PromptRef(claim.ref.job_id, index, alone)
+        request = replace(item.request, alone=alone, tag=tag)
+        return submitted(self._engine, replace(item, request=request))
 
     def _wait(
         self, claim: Claim, futures: Sequence[GenerationFuture], deadline: str | None
-    ) -> None:
-        pending = set(futures)
+    ) -> PromptError:
+        """Until all are done. Returns what is to be said of those that were cut short."""
+        pending, cut = set(futures), DEADLINE
+        until = time.monotonic() + self._shard_seconds
         while True:
             wait(pending, timeout=POLL_SECONDS)
             pending = {f for f in pending if not f.done()}  # `wait` holds a cancelled one for open
@@ -139,7 +171,15 @@ class ShardRunner:
                     future.cancel()  # one that is running goes on to its end
                 pending = {f for f in pending if not f.done()}
             if not pending:
-                return
+                return cut
+            if self._is_cancelled(claim):
+                cut = CANCELLED
+            elif time.monotonic() > until:
+                limit = f"{self._shard_seconds:g} s (RAMOLE_SHARD_SECONDS)"
+                cut = PromptError("shard_deadline", f"its shard was not done after {limit}")
+            if cut is not DEADLINE:
+                for future in pending:
+                    future.end()
             self._check_still_wanted(claim)
             with suppress(RedisError):  # shown only
                 failed = sum(map(has_failed, futures))
@@ -152,11 +192,11 @@ class ShardRunner:
             raise ShardAbandonedError("the worker is stopping")
         if self._leases.is_lost(claim):
             raise ShardAbandonedError("the lease ran out and another worker may have the shard")
-        cancelled = False
+
+    def _is_cancelled(self, claim: Claim) -> bool:
         with suppress(RedisError):  # looked at again in a moment
-            cancelled = self._ledger.is_cancelled(claim.ref.job_id)
-        if cancelled:
-            raise ShardAbandonedError("the job was cancelled")
+            return self._ledger.is_cancelled(claim.ref.job_id)
+        return False
 
     def _note(self, claim: Claim, error: str | None = None) -> None:
         """The attempt in the store, so that the bound and the reason survive an empty Redis."""

@@ -18,11 +18,11 @@ import math
 import threading
 from collections.abc import Callable
 from collections.abc import Sequence as Many
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError
 from dataclasses import replace
 
 from ramole_core.engine.choice import Candidate, CascadeRule, choose
-from ramole_core.engine.request import Generation
+from ramole_core.engine.request import Generation, GenerationFuture
 from ramole_core.engine.sequence import Sequence
 from ramole_core.errors import PromptError, UnavailableError
 
@@ -36,7 +36,7 @@ class Cascade:
     def __init__(
         self, first: Sequence, queue: Callable[[Many[Sequence]], None], rule: CascadeRule
     ) -> None:
-        self.future: Future[Generation] = Future()
+        self.future = GenerationFuture()
         self._first = first
         self._queue = queue
         self._rule = rule
@@ -44,7 +44,7 @@ class Cascade:
         self._over = False
         self._second: list[Sequence] = []  # one per expert, in the request's order
 
-    def start(self) -> "Future[Generation]":
+    def start(self) -> GenerationFuture:
         """Puts the first pass in line; the future of the answer."""
         self.future.add_done_callback(lambda _: self._end())
         self._first.future.add_done_callback(lambda _: self._safely(self._after_first))
@@ -117,7 +117,7 @@ class Cascade:
         if self._closes():
             self.future.set_running_or_notify_cancel()  # tells `concurrent.futures.wait`
         for sequence in (self._first, *self._second):
-            sequence.future.cancel()
+            sequence.future.end()
 
     def _closes(self) -> bool:
         """True for the one call that ends the cascade."""

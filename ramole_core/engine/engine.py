@@ -17,9 +17,10 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Hashable
 from collections.abc import Sequence as Many
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import InvalidStateError
 from contextlib import suppress
 from typing import Final
 
@@ -30,7 +31,7 @@ from ramole_core.engine.cascade import Cascade
 from ramole_core.engine.failures import Failure
 from ramole_core.engine.memory import memory_plan
 from ramole_core.engine.model import LoadedBase
-from ramole_core.engine.request import Generation, GenerationRequest
+from ramole_core.engine.request import GenerationFuture, GenerationRequest
 from ramole_core.engine.retries import Retries
 from ramole_core.engine.runner import NewToken, Runner
 from ramole_core.engine.sampling import NO_TOKEN
@@ -59,8 +60,11 @@ class Engine:
     For watchers (any thread may read): `progress_at` clock time of the last finished forward, load
     or idle tick, standing still once the engine has ended; `idle`; `num_prompts` answered or failed
     (under gate `cascade` counted once, at the end of the first pass), `num_generated_tokens`,
-    `num_steps`. `plan` says who gets how much memory. Raises ConfigError when the model cannot be
-    run over a slot cache or leaves no memory for a prompt.
+    `num_steps`. `plan` says who gets how much memory. `on_running` is told the tags of the prompts
+    whose work is about to begin, whenever they change, in the thread that steps; it must not raise.
+    `quiet` is held while a prompt runs that wants to be alone.
+    Raises ConfigError when the model cannot be run over a slot cache or leaves no memory for a
+    prompt.
     """
 
     def __init__(
@@ -70,6 +74,8 @@ class Engine:
         bank: AdapterBank,
         settings: Settings,
         clock: Callable[[], float] = time.monotonic,
+        on_running: Callable[[frozenset[Hashable]], None] = lambda tags: None,
+        quiet: threading.Lock | None = None,
     ) -> None:
         self.base = base
         self.bank = bank
@@ -95,16 +101,20 @@ class Engine:
         self._wake = threading.Condition()  # guards _scheduler and _ended
         self._ended = ""  # why nothing is answered any more
         self._thread: threading.Thread | None = None
+        self._alone: deque[Sequence] = deque()  # under _wake too: those that want to be alone
         # Below: touched by the thread that steps only.
+        self._on_running = on_running
+        self._quiet = quiet or threading.Lock()
+        self._is_quiet = False  # this engine holds it
+        self._shown: frozenset[Hashable] = frozenset()  # what it was told last
         self._retries = Retries()
         self._running: list[Sequence] = []  # taken from the line and not yet answered
         self._isolated = False  # those that run are a part of a broken batch
 
-    def submit(self, request: GenerationRequest) -> "Future[Generation]":
+    def submit(self, request: GenerationRequest) -> GenerationFuture:
         """Queues a prompt; tokenised here, in the caller's thread. Never raises for the prompt:
-        its future fails. `cancel()` on the future works until its batch begins; under gate
-        `cascade` until it has its answer."""
-        future: Future[Generation] = Future()
+        its future fails."""
+        future = GenerationFuture()
         try:
             sequence = self._sequence(request, future)
         except RamoleError as e:
@@ -135,7 +145,9 @@ class Engine:
         ever again."""
         if self._ended:
             return False
+        self._drop_unwanted()
         chosen = self._chosen()
+        self._show([*self._running, *chosen])
         if chosen:
             self._guarded(lambda: self._enter(chosen))
         waits = not (chosen or self._running) and self._is_due()  # for adapters on their way
@@ -144,6 +156,9 @@ class Engine:
         if not waits or self.bank.wait_for_load(LOAD_TICK_SECONDS):
             self._tick()  # a store that does not answer is no progress
         self.idle = not (self._running or self._retries or self._is_due())
+        if not self._running:
+            self._show(())
+            self._end_quiet()
         return not self.idle
 
     def _queue(self, sequences: Many[Sequence]) -> None:
@@ -151,7 +166,10 @@ class Engine:
         with self._wake:
             if not self._ended:
                 for sequence in sequences:
-                    self._scheduler.add(sequence)
+                    if sequence.request.alone:
+                        self._alone.append(sequence)
+                    else:
+                        self._scheduler.add(sequence)
                 self._wake.notify()
                 return
         for sequence in sequences:
@@ -159,13 +177,25 @@ class Engine:
                 sequence.future.set_exception(UnavailableError(self._ended))
 
     def _chosen(self) -> list[Sequence]:
-        """Who enters now: those that the scheduler takes out of the line, or a part of a broken
-        batch: one after the other, each by itself, nobody beside it."""
-        if self._isolated and self._running:
+        """Who enters now: those that the scheduler takes out of the line; or, one after the other
+        and nobody beside it, a part of a broken batch or a prompt that wants to be alone."""
+        if self._running and (self._isolated or self._alone):
             return []
-        part = self._retries.next_batch()
+        part = self._retries.next_batch() or self._next_alone()
         self._isolated = bool(part)
         return part or self._taken()
+
+    def _next_alone(self) -> list[Sequence]:
+        with self._wake:
+            part = [self._alone.popleft()] if self._alone else []
+        if part:
+            self._is_quiet = self._quiet.acquire()
+        return part
+
+    def _end_quiet(self) -> None:
+        if self._is_quiet:
+            self._is_quiet = False
+            self._quiet.release()
 
     def _taken(self) -> list[Sequence]:
         """Out of the line; the adapters of those that stay begin to load."""
@@ -191,7 +221,20 @@ class Engine:
     def _is_due(self) -> bool:
         """Somebody in the line may enter as soon as there is room and the adapters are here."""
         with self._wake:
-            return self._scheduler.wait_seconds(self._clock()) == 0.0
+            return bool(self._alone) or self._scheduler.wait_seconds(self._clock()) == 0.0
+
+    def _drop_unwanted(self) -> None:
+        """Ends the prompts that nobody waits for any more."""
+        for sequence in [s for s in self._running if s.future.unwanted]:
+            self._leave(sequence)
+            self._fail(sequence, PromptError("cancelled", "it was cancelled while it was decoded"))
+
+    def _show(self, running: Many[Sequence]) -> None:
+        """Tells the watcher whose work is about to begin, when that has changed."""
+        tags = frozenset(s.request.tag for s in running) - {None}
+        if tags != self._shown:
+            self._shown = tags
+            self._on_running(tags)
 
     def _claims(self, sequence: Sequence) -> bool:
         """From here on the prompt cannot be cancelled; False when it was."""
@@ -292,12 +335,14 @@ class Engine:
 
     def _fail_everything(self, error: RamoleError) -> None:
         with self._wake:
-            waiting = self._scheduler.drain()
+            waiting = [*self._alone, *self._scheduler.drain()]
+            self._alone.clear()
         for sequence in [*self._running, *self._retries.drain(), *waiting]:
             self._fail(sequence, error)
         self._close_batch()
+        self._end_quiet()
 
-    def _sequence(self, request: GenerationRequest, future: "Future[Generation]") -> Sequence:
+    def _sequence(self, request: GenerationRequest, future: GenerationFuture) -> Sequence:
         mix = request.mix()
         self.bank.check_admissible([mix.experts[i] for i in mix.active()])
         ids = self.base.prompt_ids(request, self.limit_tokens)
@@ -335,7 +380,7 @@ class Engine:
 
     def _wait(self) -> None:
         with self._wake:
-            seconds = self._scheduler.wait_seconds(self._clock())
+            seconds = 0.0 if self._alone else self._scheduler.wait_seconds(self._clock())
             if not self._ended and seconds != 0.0:
                 self._wake.wait(min(IDLE_TICK_SECONDS, seconds or IDLE_TICK_SECONDS))
 

@@ -1,6 +1,7 @@
 """Builds an engine from settings: load, attach, bank, engine."""
 
 import logging
+from typing import Any
 
 from ramole_core.engine.engine import Engine
 from ramole_core.engine.model import load_base
@@ -12,8 +13,10 @@ from ramole_core.settings import Settings
 log = logging.getLogger(__name__)
 
 
-def build_engine(settings: Settings, adapters: AdapterSource, routers: RouterSource) -> Engine:
-    """An engine that is ready to `start`. Raises ConfigError."""
+def build_engine(
+    settings: Settings, adapters: AdapterSource, routers: RouterSource, **watchers: Any
+) -> Engine:
+    """An engine that is ready to `start`; `watchers` are Engine's. Raises ConfigError."""
     base = load_base(settings)
     log.info("base model %s on %s, %s (%s)", base.name, base.device, base.dtype, base.reason)
     mole = attach(base.model)
@@ -26,7 +29,7 @@ def build_engine(settings: Settings, adapters: AdapterSource, routers: RouterSou
         mole.groups,
         routers,
     )
-    engine = Engine(base, mole, bank, settings)
+    engine = Engine(base, mole, bank, settings, **watchers)
     level = logging.WARNING if engine.plan.warnings else logging.INFO
     log.log(level, "memory: %s", engine.plan)
     return engine

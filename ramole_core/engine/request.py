@@ -1,5 +1,7 @@
 """What the engine is asked and what it answers. The interface that lasts."""
 
+from collections.abc import Hashable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,7 +28,8 @@ class GenerationRequest:
     base model. `temperature` 0 is greedy. `tau` is the temperature of the retrieval prior.
     `rule` is that of gate `cascade`; without one nothing is known of how sure a sure answer is,
     and the gate is `mole`. `wants_confidence` asks for the answer's confidence, which gate
-    `cascade` computes anyway. A higher `priority` is answered earlier: engine/line.py.
+    `cascade` computes anyway. A higher `priority` is answered earlier: engine/line.py. Beside one
+    that wants to be `alone` nobody runs. The engine's watcher is told the `tag`s of what runs.
     Raises PromptError when the parts do not go together: codes `bad_request`, `bad_gate`,
     `no_router`, `bad_weight`, `bad_similarity`, `duplicate_expert`.
     """
@@ -46,6 +49,8 @@ class GenerationRequest:
     on_too_long: Literal["fail", "truncate"] = "fail"
     wants_confidence: bool = False
     priority: int = 0
+    alone: bool = False
+    tag: Hashable = None
 
     def __post_init__(self) -> None:
         if (self.prompt is None) == (self.messages is None):
@@ -96,3 +101,15 @@ class Generation:
     confidence: float | None = None
     extra_passes: int = 0  # further answers that gate `cascade` had decoded for this one
     extra_tokens: int = 0  # generated tokens of all answers but this one
+
+
+class GenerationFuture(Future[Generation]):
+    """What `Engine.submit` returns. `cancel` works until the prompt's batch begins, and under gate
+    `cascade` until there is an answer."""
+
+    unwanted = False  # the engine looks before every step
+
+    def end(self) -> None:
+        """Cancels it; a prompt that is being decoded fails (`cancelled`) before the next step."""
+        self.unwanted = True
+        self.cancel()

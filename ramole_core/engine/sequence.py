@@ -1,6 +1,5 @@
 """One prompt on its way through the engine: lists and numbers, no tensors."""
 
-from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
@@ -8,7 +7,7 @@ from typing import Literal
 import torch
 
 from ramole_core.adapters.ref import AdapterRef
-from ramole_core.engine.request import Generation, GenerationRequest
+from ramole_core.engine.request import Generation, GenerationFuture, GenerationRequest
 from ramole_core.engine.sampling import generator_of
 from ramole_core.engine.stopping import StopRule
 from ramole_core.mole.gates import Mix
@@ -24,7 +23,7 @@ class Sequence:
     stop_rule: StopRule
     arrived_at: float  # the engine's clock
     mix: Mix
-    future: "Future[Generation]" = field(default_factory=Future)
+    future: GenerationFuture = field(default_factory=GenerationFuture)
     output_ids: list[int] = field(default_factory=list)
     started: bool = False  # the future can no longer be cancelled
     failed_alone: bool = False  # broke a batch of its own: the next such error is its fault

@@ -76,6 +76,7 @@ def tiny_engine(
     tokenizer: Any = None,
     routers: Any = None,
     loads_at_once: bool = True,
+    watchers: Any = None,
     **settings: Any,
 ) -> Engine:
     """An engine over a copy of `model` (default: a tiny Llama); no interval, so batches are due.
@@ -98,7 +99,7 @@ def tiny_engine(
         mole.groups,
         routers or Routers(base.targets),
     )
-    engine = Engine(base, mole, bank, chosen, clock or FakeClock())
+    engine = Engine(base, mole, bank, chosen, clock or FakeClock(), **(watchers or {}))
     if loads_at_once:
         _load_at_once(bank)
     return engine

@@ -10,14 +10,15 @@ from ramole_core import jobs
 from ramole_core.adapters.ref import AdapterRef
 from ramole_core.adapters.registry import Registry
 from ramole_core.engine.choice import CascadeRule
-from ramole_core.engine.request import Expert, Generation, GenerationRequest
+from ramole_core.engine.request import Expert, Generation, GenerationFuture, GenerationRequest
 from ramole_core.errors import PromptError
 from ramole_core.jobs import PromptRequest, PromptResult
 from ramole_core.retrieval.index import Match
 from ramole_core.retrieval.retriever import Query, Retriever
 from tests.unit.worker.world import World, make_world, put_job
-from worker.results import GenerationFuture, result_of
+from worker.results import result_of
 from worker.routing import Routed
+from worker.shards import DEADLINE
 
 SIMILARITIES = (0.75, 0.5, 0.25)
 MATCHES = [Match(AdapterRef(f"a{i}", 1), s) for i, s in enumerate(SIMILARITIES)]
@@ -83,12 +84,12 @@ def test_explicit_adapters_bypass_every_gate_and_retrieved_ones_get_the_jobs(wor
 def ended(answer: Generation | PromptError) -> PromptResult:
     prompt = PromptRequest(index=0, prompt="a")
     request = GenerationRequest("a", experts=(Expert(AdapterRef("x", 1), 0.5),))
-    future: GenerationFuture = GenerationFuture()
+    future = GenerationFuture()
     if isinstance(answer, Generation):
         future.set_result(answer)
     else:
         future.set_exception(answer)
-    return result_of(Routed(prompt, request), future)
+    return result_of(Routed(prompt, request), future, DEADLINE)
 
 
 def test_what_a_second_pass_cost_stands_in_the_usage() -> None:

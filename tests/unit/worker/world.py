@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,17 @@ from redis import Redis
 from ramole_core import keys
 from ramole_core.activations import Activations
 from ramole_core.adapters.registry import Registry
-from ramole_core.engine.request import Generation, GenerationRequest
+from ramole_core.engine.request import Generation, GenerationFuture, GenerationRequest
 from ramole_core.errors import NotFoundError, PromptError
 from ramole_core.jobs import JobOptions, Manifest, Pins, PromptRequest, PromptResult
 from ramole_core.retrieval.card import ConfidenceScale
 from ramole_core.retrieval.encoder import Vectors
+from ramole_core.settings import Settings
 from ramole_core.store import ObjectStore
 from ramole_core.store.directory import DirectoryStore
 from worker.dispatcher import Dispatcher
 from worker.encoders import Encoders
+from worker.journal import Journal
 from worker.leases import LeaseKeeper
 from worker.ledger import Ledger, ShardRef
 from worker.lifecycle import JobDesk
@@ -77,14 +78,14 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.requests: list[GenerationRequest] = []
-        self.held: list[Future[Generation]] = []
+        self.held: list[GenerationFuture] = []
         self.hold = False
         self.on_submit: Callable[[GenerationRequest], None] = lambda request: None
 
-    def submit(self, request: GenerationRequest) -> "Future[Generation]":
+    def submit(self, request: GenerationRequest) -> GenerationFuture:
         self.requests.append(request)
         self.on_submit(request)
-        future: Future[Generation] = Future()
+        future = GenerationFuture()
         if self.hold:
             self.held.append(future)
         elif request.prompt == "bad":
@@ -163,6 +164,8 @@ def make_world(
         engine,  # type: ignore[arg-type]
         draining,
         on_done,
+        Journal(folder / "journals", worker),
+        changes.get("settings") or Settings(),
     )
     return World(store, ledger, engine, encoders, runner, desk, dispatcher, leases, draining, sent)
 

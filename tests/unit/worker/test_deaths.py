@@ -1,0 +1,144 @@
+"""Journals of processes that died, and who is charged."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ramole_core import keys
+from ramole_core.store.directory import DirectoryStore
+from worker.deaths import Charges, Coroner, charges_of
+from worker.journal import LOCK, RECORD, Journal, PromptRef, found_dead
+from worker.ledger import Claim, ShardRef
+
+ONE = Claim(ShardRef("j", "00000"), 1, "w1:1", False)
+TWO = Claim(ShardRef("j", "00001"), 2, "w1:2", False)
+P0, P1 = PromptRef("j", 0), PromptRef("j", 1)
+
+DYING = """
+import os, signal, sys
+from pathlib import Path
+from tests.unit.worker.test_deaths import *
+journal = Journal(Path(sys.argv[1]), "w1")
+held = [journal.holding(ONE), journal.holding(TWO)]
+for one in held: one.__enter__()
+embedding = {"": (), "one": (ONE,), "both": (ONE, TWO)}[sys.argv[2]]
+for claim in embedding: journal.embedding(claim).__enter__()
+running = {"": (), "alone": (PromptRef("j", 0, True),), "single": (P0,), "two": (P0, P1)}
+journal.running(frozenset(running[sys.argv[3]]))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+class Ruling:
+    """A Coroner over a directory store, and whom it pardoned."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "journals"
+        self.store = DirectoryStore(folder / "store")
+        self.pardoned: list[Claim] = []
+        self.coroner = Coroner(self.folder, self.store, self.pardoned.append)
+        for claim in (ONE, TWO):
+            self.store.put(keys.attempt("j", claim.ref.shard, claim.attempt), b"{}")
+
+    def die(self, embedding: str, running: str) -> None:
+        words = [sys.executable, "-c", DYING, str(self.folder), embedding, running]
+        assert subprocess.run(words, timeout=60).returncode == -9
+
+    @property
+    def charges(self) -> Charges:
+        return charges_of(self.store, "j")
+
+
+@pytest.fixture
+def ruling(tmp_path: Path) -> Ruling:
+    return Ruling(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("embedding", "running", "alone", "beside", "pardoned"),
+    [
+        ("", "two", {}, {0: 1, 1: 1}, {ONE, TWO}),
+        ("", "alone", {0: 1}, {}, {ONE, TWO}),
+        ("", "single", {0: 1}, {}, {ONE, TWO}),
+        ("one", "single", {}, {0: 1}, {TWO}),  # the texts may be to blame as well
+        ("one", "two", {}, {0: 1, 1: 1}, {TWO}),
+        ("both", "alone", {0: 1}, {}, {ONE, TWO}),  # they wait for quiet
+        ("one", "", {}, {}, {TWO}),
+        ("", "", {}, {}, set()),  # nobody knows: every shard keeps its attempt
+    ],
+)
+def test_who_is_charged_and_who_is_pardoned(
+    ruling: Ruling,
+    embedding: str,
+    running: str,
+    alone: dict[int, int],
+    beside: dict[int, int],
+    pardoned: set[Claim],
+) -> None:
+    ruling.die(embedding, running)
+    ruling.coroner.look()
+    assert (ruling.charges.alone, ruling.charges.beside) == (alone, beside)
+    assert set(ruling.pardoned) == pardoned
+    left = {entry.key for entry in ruling.store.entries(keys.attempts("j"))}
+    kept = {ONE, TWO} - pardoned
+    assert left == {keys.attempt("j", c.ref.shard, c.attempt) for c in kept}
+    ruling.coroner.look()  # nothing is charged twice
+    assert len(ruling.pardoned) == len(pardoned) and list(ruling.folder.iterdir()) == []
+
+
+def test_the_living_are_left_alone_and_a_clean_stop_leaves_nothing(ruling: Ruling) -> None:
+    journal = Journal(ruling.folder, "w2")
+    journal.running(frozenset({P0, "not a prompt"}))
+    with journal.holding(ONE):
+        ruling.coroner.look()
+    assert not ruling.pardoned and not ruling.charges.is_suspect(0)
+    journal.close()
+    assert list(ruling.folder.iterdir()) == []
+
+
+def test_an_outage_in_the_middle_leaves_the_record_for_the_next_look(ruling: Ruling) -> None:
+    def cut(claim: Claim) -> None:
+        raise ConnectionError("gone")
+
+    ruling.die("", "two")
+    with pytest.raises(ConnectionError):
+        Coroner(ruling.folder, ruling.store, cut).look()
+    ruling.coroner.look()
+    assert ruling.charges.beside == {0: 1, 1: 1} and set(ruling.pardoned) == {ONE, TWO}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{", '{"worker":"../x","claims":[],"embedding":[],"running":[]}',
+     '{"worker":"w","claims":[["j","0"]],"embedding":[],"running":[]}',
+     '{"worker":"w","claims":[],"embedding":[],"running":[["../j",1,false]]}'],
+)  # fmt: skip
+def test_a_damaged_record_is_dropped(
+    ruling: Ruling, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    ruling.folder.mkdir()
+    (ruling.folder / f"w{RECORD}").write_text(text)
+    (ruling.folder / f"w{LOCK}").touch()
+    with found_dead(ruling.folder) as records:
+        assert records == []
+    assert "damaged" in caplog.text and list(ruling.folder.iterdir()) == []
+
+
+def test_a_journal_that_cannot_be_written_stops_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    journal = Journal(tmp_path / "file" / "journals", "w")
+    with journal.holding(ONE), journal.embedding(ONE):
+        journal.running(frozenset({P0}))
+    journal.close()
+    assert caplog.text.count("charged to whole shards") == 1
+
+
+def test_foreign_objects_among_the_deaths_charge_nobody(ruling: Ruling) -> None:
+    for name in ("x/alone-w.json", "0/other-w.json", "0"):
+        ruling.store.put(keys.deaths("k") + name, b"{}")
+    charges = charges_of(ruling.store, "k")
+    assert not charges.is_suspect(0) and charges.error(0, 1) is None
