@@ -7,7 +7,7 @@ import click
 from producer.commands.adapters import adapters, search
 from producer.commands.common import App
 from producer.commands.demo import demo
-from producer.commands.jobs import cancel, jobs, retry, status, wait
+from producer.commands.jobs import cancel, jobs, recover, retry, status, wait
 from producer.commands.results import results
 from producer.commands.submit import submit
 from producer.commands.system import doctor, down, logs, up, worker
@@ -37,7 +37,7 @@ def cli(context: click.Context, home: Path | None) -> None:
 
 
 _COMMANDS = (
-    up, down, submit, status, jobs, wait, results, cancel, retry,
+    up, down, submit, status, jobs, wait, results, cancel, retry, recover,
     adapters, search, train, encoders, routers, demo, worker, doctor, logs,
 )  # fmt: skip
 for _command in _COMMANDS:

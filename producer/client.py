@@ -168,6 +168,29 @@ class Client:
         self.broker.send(messages.START_JOB, job_id)  # workers look at the job and let go
         return self.status(job_id)
 
+    def recover(self, job_id: str | None = None) -> list[str]:
+        """Has workers take in anew what lies in the store of one job, or of all that have not
+        ended, whatever Redis has lost; returns their ids. What is whole is left as it is. Raises
+        NotFoundError, and ConflictError for a job that has ended."""
+        if job_id is None:
+            found = [job for job in self.store.children(keys.JOBS) if self._is_open(job)]
+        else:
+            manifest = JobFiles(self.store, job_id).manifest()
+            found = [manifest.job_id]
+            if not self._is_open(job_id):
+                raise ConflictError(f"job {job_id} has ended already: there is nothing to recover")
+        self.broker.check()
+        for found_id in found:
+            self.store.put(keys.live(found_id), b"")
+            self.broker.send(messages.START_JOB, found_id)
+        return found
+
+    def _is_open(self, job_id: str) -> bool:
+        with suppress(NotFoundError, InvalidInputError, ConflictError):  # no job
+            job = JobFiles(self.store, job_id)
+            return job.find_manifest() is not None and not job.ended()
+        return False
+
     def retry(self, job_id: str) -> SubmittedJob:
         """A new job, `<job>-retry-N`, of the prompts that have no answer, with their options."""
         manifest = JobFiles(self.store, job_id).manifest()

@@ -156,6 +156,25 @@ if operation == 'overdue' then
   return again
 end
 
+-- whole job -> 1 when every shard of the job is waiting, queued, running or done
+if operation == 'whole' then
+  local job, seen, count = ARGV[2], {}, 0
+  local function add(shard)
+    if not seen[shard] then
+      seen[shard], count = true, count + 1
+    end
+  end
+  for _, shard in ipairs(redis.call('LRANGE', job_key(job, 'pending'), 0, -1)) do add(shard) end
+  for _, shard in ipairs(redis.call('SMEMBERS', job_key(job, 'done'))) do add(shard) end
+  for _, set in ipairs({ dispatched, running }) do
+    for _, m in ipairs(redis.call('ZRANGE', set, 0, -1)) do
+      if string.sub(m, 1, #job + 1) == job .. '/' then add(string.sub(m, #job + 2)) end
+    end
+  end
+  local shards = tonumber(redis.call('HGET', job_key(job, 'job'), 'num_shards') or -1)
+  return count == shards and 1 or 0
+end
+
 -- forget job -> drops all that is known of it (ended, cancelled)
 if operation == 'forget' then
   local job = ARGV[2]

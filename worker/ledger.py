@@ -173,6 +173,10 @@ class Ledger:
         """For each job whether the ledger has it."""
         return [bool(x) for x in self._redis.smismember(KNOWN, list(job_ids))] if job_ids else []
 
+    def is_whole(self, job_id: str) -> bool:
+        """False when the ledger has lost shards of the job, or never had it."""
+        return bool(self._run("whole", job_id))
+
     def finalising(self) -> list[str]:
         """Jobs with all shards done whose final record may still be missing."""
         return sorted(map(str, self._redis.smembers(FINALISING)))

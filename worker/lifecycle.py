@@ -2,7 +2,7 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from redis import RedisError
 
@@ -27,6 +27,7 @@ class JobDesk:
     def start(self, job_id: str) -> bool:
         """Takes a job in, or lets go of one that was cancelled. True when it is in the ledger.
 
+        One of which the ledger has lost shards (Redis came back with old data) is taken in anew.
         A job the store does not have (a live marker without a manifest) is left alone: its
         submission is under way or was given up.
         """
@@ -37,7 +38,12 @@ class JobDesk:
         manifest = job.find_manifest()
         if manifest is None:
             return False
-        if not self._ledger.known([job_id])[0]:
+        known = self._ledger.known([job_id])[0]
+        if known and not self._ledger.is_whole(job_id):
+            logger.warning("the ledger has lost shards of this job: it is taken in anew")
+            self._ledger.forget(job_id)
+            known = False
+        if not known:
             self._adopt(job, manifest)
         return True
 
@@ -49,8 +55,13 @@ class JobDesk:
         live = self._listed(keys.LIVE_JOBS)
         known = self._ledger.known(live)
         unknown = [job_id for job_id, is_known in zip(live, known, strict=True) if not is_known]
-        for job_id in [*self._listed(keys.CANCELLING_JOBS), *unknown]:
+        for job_id in [*self._listed(keys.CANCELLING_JOBS), *unknown, *self._broken(live, known)]:
             self._guarded(self.start, job_id)
+
+    def _broken(self, live: Sequence[str], known: Sequence[bool]) -> list[str]:
+        """Those known of which shards are lost."""
+        pairs = zip(live, known, strict=True)
+        return [job for job, is_known in pairs if is_known and not self._ledger.is_whole(job)]
 
     def finalise_all(self) -> None:
         """Ends the jobs whose last worker died between its shard and the final record."""

@@ -86,3 +86,24 @@ def retry(app: App, job: str, as_json: bool) -> None:
     Example: ramole retry nightly-2026-01-31
     """
     report(app.client.retry(job), as_json)
+
+
+@click.command()
+@click.argument("job", required=False)
+@json_option
+@click.pass_obj
+def recover(app: App, job: str | None, as_json: bool) -> None:
+    """Rebuilds queue and progress of JOB, or of all that have not ended, from the store alone.
+
+    For a Redis that was wiped or came back with old data. Workers find out by themselves within a
+    minute; this has them look at once. What is whole is left as it is, and no prompt is answered
+    twice.
+
+    \b
+    Example: ramole recover
+    """
+    found = app.client.recover(job)
+    if as_json:
+        echo_json({"recovered": found})
+    else:
+        click.echo("\n".join(found) or "no job is open")

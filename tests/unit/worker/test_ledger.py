@@ -203,3 +203,36 @@ def test_queued_messages_are_counted_where_kombu_puts_them(redis_url: str, ledge
     for priority in (0, 5, 9, 5):
         app.send_task("ramole.run_shard", args=["j", "0"], queue="shards", priority=priority)
     assert ledger.num_queued() == 4
+
+
+def test_a_job_is_whole_wherever_its_shards_are(ledger: Ledger) -> None:
+    assert not ledger.is_whole(JOB)
+    adopt(ledger, shards=4)
+    assert ledger.is_whole(JOB)
+    for _ in range(3):
+        ledger.next_shard(8)
+    claimed(ledger, "00000")
+    ledger.finish(claimed(ledger, "00001").ref, 1, 0)
+    assert ledger.is_whole(JOB)  # one running, one done, one queued, one waiting
+    ledger.overdue(num_queued=0, grace_seconds=-1)
+    assert ledger.is_whole(JOB)
+
+
+@pytest.mark.parametrize("lost", ["job:job-1:pending", "job:job-1:done", "dispatched", "running"])
+def test_a_job_that_lost_shards_is_not_whole(ledger: Ledger, redis: Redis, lost: str) -> None:
+    adopt(ledger, shards=4)
+    for _ in range(3):
+        ledger.next_shard(8)
+    claimed(ledger, "00000")
+    ledger.finish(claimed(ledger, "00001").ref, 1, 0)
+    assert redis.delete(f"ramole:{lost}")
+    assert not ledger.is_whole(JOB)
+
+
+def test_a_dead_workers_attempt_is_given_back_once(ledger: Ledger, redis: Redis) -> None:
+    adopt(ledger)
+    redis.set("ramole:reaped", 1 << 50)
+    claim = claimed(ledger)
+    assert ledger.pardon(claim) and not ledger.pardon(claim)
+    assert ledger.overdue(num_queued=99, grace_seconds=10) == [claim.ref]
+    assert claimed(ledger).attempt == 1
