@@ -71,7 +71,7 @@ class Encoders:
         load: Callable[[str], Encoder],
         first: Encoder,
         draining: threading.Event,
-        quiet: threading.Lock | None = None,
+        quiet: "threading.Lock | None" = None,
         max_loaded: int = MAX_LOADED,
         now: Callable[[], float] = time.monotonic,
     ) -> None:

@@ -24,7 +24,7 @@ QUIET_SECONDS: Final = 1.0  # between two signs of life while another thread wan
 class EncoderService:
     """Thread-safe `encode` over one Encoder. Nothing is embedded while `quiet` is held."""
 
-    def __init__(self, encoder: Encoder, quiet: threading.Lock | None = None) -> None:
+    def __init__(self, encoder: Encoder, quiet: "threading.Lock | None" = None) -> None:
         self._encoder = encoder
         self._quiet = quiet or threading.Lock()
         self._queue: queue.Queue[tuple[list[str], Future[Vectors]] | None] = queue.Queue()

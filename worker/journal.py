@@ -176,7 +176,7 @@ def _read(path: Path) -> list[Record]:
         )
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, TypeError, KeyError, RamoleError) as e:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, RamoleError) as e:
         logger.warning("journal %s is damaged and ignored: %s", path.name, e)
         return []
     return [record]
@@ -184,7 +184,9 @@ def _read(path: Path) -> list[Record]:
 
 def _prompt(row: list[Any]) -> PromptRef:
     job_id, index, alone = row
-    return PromptRef(checked_name("job", job_id), int(index), bool(alone))
+    if type(alone) is not bool:
+        raise ValueError("neither alone nor not")
+    return PromptRef(checked_name("job", job_id), _count(index), alone)
 
 
 def _row(claim: Claim) -> list[Any]:
@@ -194,4 +196,17 @@ def _row(claim: Claim) -> list[Any]:
 def _claim(row: list[Any]) -> Claim:
     job_id, shard, attempt, token = row
     ref = ShardRef(checked_name("job", job_id), checked_name("shard", shard))
-    return Claim(ref, int(attempt), str(token), exhausted=False)
+    return Claim(ref, _count(attempt), _text(token), exhausted=False)
+
+
+def _count(value: Any) -> int:
+    """It becomes part of an object key."""
+    if type(value) is not int or not 0 <= value < 1 << 48:
+        raise ValueError("not a count")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("not a text")
+    return value

@@ -75,7 +75,7 @@ class Engine:
         settings: Settings,
         clock: Callable[[], float] = time.monotonic,
         on_running: Callable[[frozenset[Hashable]], None] = lambda tags: None,
-        quiet: threading.Lock | None = None,
+        quiet: "threading.Lock | None" = None,
     ) -> None:
         self.base = base
         self.bank = bank

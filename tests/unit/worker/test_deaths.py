@@ -21,10 +21,9 @@ import os, signal, sys
 from pathlib import Path
 from tests.unit.worker.test_deaths import *
 journal = Journal(Path(sys.argv[1]), "w1")
-held = [journal.holding(ONE), journal.holding(TWO)]
-for one in held: one.__enter__()
 embedding = {"": (), "one": (ONE,), "both": (ONE, TWO)}[sys.argv[2]]
-for claim in embedding: journal.embedding(claim).__enter__()
+held = [journal.holding(ONE), journal.holding(TWO), *map(journal.embedding, embedding)]
+for one in held: one.__enter__()
 running = {"": (), "alone": (PromptRef("j", 0, True),), "single": (P0,), "two": (P0, P1)}
 journal.running(frozenset(running[sys.argv[3]]))
 os.kill(os.getpid(), signal.SIGKILL)
@@ -138,7 +137,7 @@ def test_a_journal_that_cannot_be_written_stops_nothing(
 
 
 def test_foreign_objects_among_the_deaths_charge_nobody(ruling: Ruling) -> None:
-    for name in ("x/alone-w.json", "0/other-w.json", "0"):
+    for name in ("x/alone-w.json", "0/other-w.json", "7"):
         ruling.store.put(keys.deaths("k") + name, b"{}")
     charges = charges_of(ruling.store, "k")
     assert not charges.is_suspect(0) and charges.error(0, 1) is None

@@ -31,6 +31,7 @@ from tests.servers import wait_until
 from tests.unit.worker.world import FakeEncoder, World, fake_embed, make_world, put_job
 from worker import tasks
 from worker.announce import announce_base
+from worker.deaths import Coroner
 from worker.encoding import EncoderService
 from worker.housekeeping import Housekeeper
 from worker.ledger import Claim, ShardRef
@@ -154,6 +155,7 @@ def housekeeper(world: World, uploads: FakeUploads, sent: list[Any]) -> Housekee
         uploads,  # type: ignore[arg-type]
         Registry(world.store),
         world.encoders,
+        Coroner(Path("no-such-folder"), world.store, world.ledger.pardon),
         lambda name, args, queue: sent.append((name, args, queue)),
         settings,
     )
