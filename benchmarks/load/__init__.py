@@ -1,0 +1,1 @@
+"""How much the queue, the store and the registry bear."""
