@@ -24,7 +24,7 @@ from ramole_core.retrieval.index import Match
 from ramole_core.retrieval.retriever import Query, Retriever
 from ramole_core.retrieval.vectors import VectorShelf
 from ramole_core.store import ObjectStore
-from worker.encoding import EncoderService
+from worker.encoding import EncoderService, OnBatch
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +72,7 @@ class Encoders:
         first: Encoder,
         draining: threading.Event,
         quiet: "threading.Lock | None" = None,
+        on_batch: OnBatch = lambda version, claims: None,
         max_loaded: int = MAX_LOADED,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -80,7 +81,7 @@ class Encoders:
         self._activations = activations
         self._load = load
         self._draining = draining
-        self._quiet = quiet or threading.Lock()  # see EncoderService
+        self._quiet, self._on_batch = quiet or threading.Lock(), on_batch  # see EncoderService
         self._max_loaded = max_loaded
         self._now = now
         self._loading = threading.Lock()  # held while one is loaded: nobody loads it twice
@@ -185,7 +186,7 @@ class Encoders:
         raise PromptError("encoder_unavailable", before.message)
 
     def _add(self, encoder: Encoder, num_users: int = 0) -> _Loaded:
-        service = EncoderService(encoder, self._quiet)
+        service = EncoderService(encoder, self._quiet, self._on_batch)
         shelf = VectorShelf(
             self._store, encoder.version, service.encode, service.width, encoder.vectors
         )

@@ -7,27 +7,60 @@ Texts that make the encoder fail, fail the call they came with (PromptError `enc
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
 from ramole_core.errors import PromptError, UnavailableError
 from ramole_core.retrieval.encoder import BATCH_SIZE, Encoder, Vectors
+from worker.ledger import Claim
 
 MAX_TEXTS: Final = 256
 QUIET_SECONDS: Final = 1.0  # between two signs of life while another thread wants quiet
 
 
-class EncoderService:
-    """Thread-safe `encode` over one Encoder. Nothing is embedded while `quiet` is held."""
+OnBatch = Callable[[str, frozenset[Claim]], None]  # encoder version, whose texts; none: the end
+_OWNER: ContextVar[Claim | None] = ContextVar("owner", default=None)
 
-    def __init__(self, encoder: Encoder, quiet: "threading.Lock | None" = None) -> None:
+
+@contextmanager
+def embedding_for(claim: Claim) -> Iterator[None]:
+    """What this thread has embedded in the block is the shard's."""
+    token = _OWNER.set(claim)
+    try:
+        yield
+    finally:
+        _OWNER.reset(token)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """Texts that somebody waits for, a shard or not."""
+
+    texts: list[str]
+    future: "Future[Vectors]"
+    owner: Claim | None
+
+
+class EncoderService:
+    """Thread-safe `encode` over one Encoder. Nothing is embedded while `quiet` is held; `on_batch`
+    is told before a batch whose texts it has."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        quiet: "threading.Lock | None" = None,
+        on_batch: OnBatch = lambda version, claims: None,
+    ) -> None:
         self._encoder = encoder
         self._quiet = quiet or threading.Lock()
-        self._queue: queue.Queue[tuple[list[str], Future[Vectors]] | None] = queue.Queue()
+        self._on_batch = on_batch
+        self._queue: queue.Queue[_Call | None] = queue.Queue()
         self._lock = threading.Lock()  # nothing is queued behind the end
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="encoder", daemon=True)
@@ -55,13 +88,13 @@ class EncoderService:
         with self._lock:
             if self._stopped:
                 raise UnavailableError("the worker is stopping")
-            self._queue.put((texts, future))
+            self._queue.put(_Call(texts, future, _OWNER.get()))
         return future.result()
 
     def _run(self) -> None:
         while (first := self._queue.get()) is not None:
             calls = [first]
-            while sum(len(texts) for texts, _ in calls) < MAX_TEXTS:
+            while sum(len(call.texts) for call in calls) < MAX_TEXTS:
                 try:
                     call = self._queue.get_nowait()
                 except queue.Empty:
@@ -72,24 +105,27 @@ class EncoderService:
                 calls.append(call)
             self.progress_at, self.idle = time.monotonic(), False
             self._answer(calls)
+            self._on_batch(self.version, frozenset())
             self.idle = True
         self._fail_waiting()
 
-    def _answer(self, calls: list[tuple[list[str], "Future[Vectors]"]]) -> None:
+    def _answer(self, calls: list[_Call]) -> None:
+        owners = frozenset(call.owner for call in calls if call.owner is not None)
+        self._on_batch(self.version, owners)
         try:
-            vectors = self._encoded([text for texts, _ in calls for text in texts])
+            vectors = self._encoded([text for call in calls for text in call.texts])
         except Exception as e:  # whatever a model raises must not end the service
             if len(calls) > 1:
                 for call in calls:
                     self._answer([call])
                 return
             message = f"the encoder failed: {type(e).__name__}: {str(e)[:200]}"
-            calls[0][1].set_exception(PromptError("encoder_failed", message))
+            calls[0].future.set_exception(PromptError("encoder_failed", message))
             return
         start = 0
-        for texts, future in calls:
-            future.set_result(vectors[start : start + len(texts)])
-            start += len(texts)
+        for call in calls:
+            call.future.set_result(vectors[start : start + len(call.texts)])
+            start += len(call.texts)
 
     def _encoded(self, texts: list[str]) -> Vectors:
         """(N, D), batch by batch of similar lengths, so that progress shows."""
@@ -116,4 +152,4 @@ class EncoderService:
         while not self._queue.empty():
             call = self._queue.get_nowait()
             if call is not None:
-                call[1].set_exception(UnavailableError("the worker is stopping"))
+                call.future.set_exception(UnavailableError("the worker is stopping"))

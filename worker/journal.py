@@ -57,7 +57,7 @@ class Journal:
         self._worker = worker
         self._lock = threading.Lock()  # guards all below
         self._claims: set[Claim] = set()
-        self._embedding: set[Claim] = set()
+        self._embedding: dict[str, frozenset[Claim]] = {}
         self._running: frozenset[PromptRef] = frozenset()
         self._file = -1
         self._failed = False
@@ -71,14 +71,21 @@ class Journal:
     @contextmanager
     def holding(self, claim: Claim) -> Iterator[None]:
         """The claim is this process's until the block ends."""
-        with self._among(self._claims, claim):
+        with self._lock:
+            self._claims.add(claim)
+            self._write()
+        try:
             yield
+        finally:
+            with self._lock:
+                self._claims.discard(claim)
+                self._write()
 
-    @contextmanager
-    def embedding(self, claim: Claim) -> Iterator[None]:
-        """Its texts are being embedded until the block ends."""
-        with self._among(self._embedding, claim):
-            yield
+    def embedding(self, encoder: str, claims: frozenset[Claim]) -> None:
+        """Whose texts an encoder embeds from now on. Never raises."""
+        with self._lock:
+            self._embedding[encoder] = claims
+            self._write()
 
     def running(self, tags: frozenset[Hashable]) -> None:
         """The prompts whose step is about to run (the engine's `on_running`). Never raises."""
@@ -95,24 +102,12 @@ class Journal:
                 os.close(self._file)
                 self._file = -1
 
-    @contextmanager
-    def _among(self, claims: set[Claim], claim: Claim) -> Iterator[None]:
-        with self._lock:
-            claims.add(claim)
-            self._write()
-        try:
-            yield
-        finally:
-            with self._lock:
-                claims.discard(claim)
-                self._write()
-
     def _write(self) -> None:
         """The lock is held."""
         record = {
             "worker": self._worker,
             "claims": [_row(claim) for claim in self._claims],
-            "embedding": [_row(claim) for claim in self._embedding],
+            "embedding": [_row(claim) for claims in self._embedding.values() for claim in claims],
             "running": [[ref.job_id, ref.index, ref.alone] for ref in self._running],
         }
         fresh = self._path.with_suffix(".new")

@@ -125,7 +125,7 @@ def open_services(settings: Settings, send: Callable[..., Any]) -> Services:
     registry = Registry(store)
     registry.refresh()
     draining = threading.Event()
-    encoders = _open_encoders(store, registry, settings, draining, quiet)
+    encoders = _open_encoders(store, registry, settings, draining, quiet, journal)
     ledger = Ledger(redis, name, settings.lease_seconds)
     leases = LeaseKeeper(
         ledger, settings.lease_seconds, lambda: _make_progress(engine, encoders), _end_process
@@ -178,10 +178,13 @@ def _open_encoders(
     settings: Settings,
     draining: threading.Event,
     quiet: threading.Lock,
+    journal: Journal,
 ) -> Encoders:
     source, activations = EncoderSource(store, settings), Activations(store)
     first = load_encoder_in_use(activations, source)
-    return Encoders(store, registry, activations, source.load, first, draining, quiet)
+    return Encoders(
+        store, registry, activations, source.load, first, draining, quiet, journal.embedding
+    )
 
 
 def _make_progress(engine: Engine, encoders: Encoders) -> bool:

@@ -38,6 +38,7 @@ from ramole_core.store import ObjectStore
 from ramole_core.store.base import to_json
 from worker.deaths import Charges, charges_of
 from worker.encoders import Encoders
+from worker.encoding import embedding_for
 from worker.journal import Journal, PromptRef
 from worker.leases import LeaseKeeper
 from worker.ledger import Claim, Ledger, ShardRef
@@ -118,7 +119,7 @@ class ShardRunner:
         if manifest.pins.registry > self._registry.position:
             self._registry.refresh()
         charges = charges_of(self._store, claim.ref.job_id)
-        with self._journal.embedding(claim):
+        with embedding_for(claim):
             routed = route(prompts, manifest, self._encoders, self._registry)
         return self._generate(claim, routed, manifest, charges)
 

@@ -22,8 +22,9 @@ from pathlib import Path
 from tests.unit.worker.test_deaths import *
 journal = Journal(Path(sys.argv[1]), "w1")
 embedding = {"": (), "one": (ONE,), "both": (ONE, TWO)}[sys.argv[2]]
-held = [journal.holding(ONE), journal.holding(TWO), *map(journal.embedding, embedding)]
+held = [journal.holding(ONE), journal.holding(TWO)]
 for one in held: one.__enter__()
+journal.embedding("e", frozenset(embedding))
 running = {"": (), "alone": (PromptRef("j", 0, True),), "single": (P0,), "two": (P0, P1)}
 journal.running(frozenset(running[sys.argv[3]]))
 os.kill(os.getpid(), signal.SIGKILL)
@@ -130,7 +131,8 @@ def test_a_journal_that_cannot_be_written_stops_nothing(
 ) -> None:
     (tmp_path / "file").touch()
     journal = Journal(tmp_path / "file" / "journals", "w")
-    with journal.holding(ONE), journal.embedding(ONE):
+    with journal.holding(ONE):
+        journal.embedding("e", frozenset({ONE}))
         journal.running(frozenset({P0}))
     journal.close()
     assert caplog.text.count("charged to whole shards") == 1

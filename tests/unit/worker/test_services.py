@@ -32,7 +32,7 @@ from tests.unit.worker.world import FakeEncoder, World, fake_embed, make_world, 
 from worker import tasks
 from worker.announce import announce_base
 from worker.deaths import Coroner
-from worker.encoding import EncoderService
+from worker.encoding import EncoderService, _Call, embedding_for
 from worker.housekeeping import Housekeeper
 from worker.ledger import Claim, ShardRef
 from worker.requests import answer
@@ -84,7 +84,7 @@ def test_texts_of_many_callers_are_embedded_together_and_each_gets_its_own(
 def test_a_text_that_breaks_the_encoder_fails_its_own_call_only(encoder: FakeEncoder) -> None:
     service = EncoderService(encoder)  # type: ignore[arg-type]
     calls = [["good"], ["poison"], ["also good"]]
-    service._queue.put((["queued"], threading_future()))
+    service._queue.put(_Call(["queued"], threading_future(), None))
     service.start()
     answers = encode_in_threads(service, calls)
     assert isinstance(answers[1], PromptError) and answers[1].code == "encoder_failed"
@@ -339,3 +339,37 @@ def test_a_draining_worker_hands_messages_back_at_once() -> None:
     with pytest.raises(Reject) as caught:
         tasks._guarded(lambda *_: None, services)("j")  # type: ignore[arg-type]
     assert caught.value.requeue
+
+
+def test_whose_texts_are_embedded_is_known_before_and_over_after() -> None:
+    encoder, seen = FakeEncoder(), []
+    service = EncoderService(
+        encoder,  # type: ignore[arg-type]
+        on_batch=lambda version, claims: seen.append((version, set(claims), len(encoder.calls))),
+    )
+    service.start()
+    claim = Claim(ShardRef("j", "00000"), 1, "w:1", False)
+    with embedding_for(claim):
+        service.encode(["a"])
+    service.encode(["b"])
+    service.stop()
+    assert seen == [
+        ("fake", {claim}, 0), ("fake", set(), 1), ("fake", set(), 1), ("fake", set(), 2)
+    ]  # fmt: skip
+
+
+def test_nothing_is_embedded_while_somebody_wants_quiet() -> None:
+    encoder, quiet = FakeEncoder(), threading.Lock()
+    service = EncoderService(encoder, quiet)  # type: ignore[arg-type]
+    service.start()
+    quiet.acquire()
+    thread = threading.Thread(target=service.encode, args=(["a"],))
+    thread.start()
+    wait_until(lambda: not service.idle)
+    before = service.progress_at
+    wait_until(lambda: service.progress_at > before)  # which is no standstill
+    assert encoder.calls == []
+    quiet.release()
+    thread.join(10)
+    assert encoder.calls == [["a"]]
+    service.stop()
