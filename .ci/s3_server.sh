@@ -66,4 +66,7 @@ ceph auth get-or-create client.rgw.a mon 'allow rwx' osd 'allow rwx' -o client.r
 radosgw -d -n client.rgw.a >log/rgw.out 2>&1 & echo $! >rgw.pid
 wait_for bash -c "exec 3<>/dev/tcp/127.0.0.1/$((P+180))"
 radosgw-admin user create --uid=app --display-name=app --access-key=testkey123 --secret-key=testsecret123 >/dev/null 2>&1
+for role in producer worker operator; do  # may do nothing before a bucket's policy says so
+  radosgw-admin user create --uid=$role --display-name=$role --access-key=$role-key --secret-key=$role-secret >/dev/null 2>&1
+done
 echo "http://127.0.0.1:$((P+180))"

@@ -135,14 +135,17 @@ class Adapters:
         rows = tuple(_rows(registry, registry.active(), name))
         return AdapterDetails(name=name, versions=rows, card=read_card(self._store, ref))
 
-    def remove(self, name: str, version: int | None = None) -> list[AdapterRef]:
+    def remove(
+        self, name: str, version: int | None = None, any_owner: bool = False
+    ) -> list[AdapterRef]:
         """Removes one version, or all of a name; returns those that still stood.
 
+        `any_owner`: whoever uploaded it (an operator's key is not the owner's).
         Raises NotFoundError, AdapterRefusedError.
         """
         registry = read_registry(self._store)
         before = {v.ref for v in registry.versions(name) if v.removed is not None}
-        removed = registry.remove(name, version, self._owner())
+        removed = registry.remove(name, version, None if any_owner else self._owner())
         return [ref for ref in removed if ref not in before]
 
     def _owner(self) -> str:

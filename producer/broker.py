@@ -5,7 +5,7 @@ name server that does not answer. Nothing decided here is the truth; that lies i
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, TypeVar
 
 from ramole_core import messages
@@ -15,6 +15,15 @@ from ramole_core.settings import Settings, redacted
 CONNECT_SECONDS: Final = 2.0
 ANSWER_SECONDS: Final = 3.0
 CALL_SECONDS: Final = 7.0
+
+_CONTROL_LIST: Final = f"{messages.KEY_PREFIX}celery:{messages.CONTROL_QUEUE}"
+_NEEDED: Final = (  # one of each kind; what Celery keeps beside the list shows at the first message
+    ("LPUSH", _CONTROL_LIST, ""),
+    ("HGETALL", messages.progress("x")),
+    ("ZRANGEBYSCORE", messages.WORKERS, "0", "0"),
+    ("TIME",),
+)
+_ACL_HINT: Final = "; its ACL is too narrow, see deploy/redis/users.acl.template"
 
 T = TypeVar("T")
 
@@ -61,6 +70,18 @@ class Broker:
         """What the server says of itself, with its maxmemory-policy."""
         return dict(self._call(lambda: self._redis().info()))
 
+    def check_rights(self) -> None:
+        """Raises when the ACL of this user refuses something that a producer does.
+
+        The commands are queued and discarded: a refusal comes when a command is queued.
+        """
+        refused = self._call(lambda: _refused(self._redis(), _NEEDED))
+        if refused:
+            where = redacted(self._settings.redis_url)
+            raise BrokerUnavailableError(
+                f"Redis at {where} (RAMOLE_BROKER_URL): refused: {', '.join(refused)}{_ACL_HINT}"
+            )
+
     def _redis(self) -> Any:
         if self._client is None:
             self._client = _redis_client(self._settings)
@@ -88,7 +109,8 @@ class Broker:
                 "start it with `ramole up`"
             )
         where = redacted(settings.redis_url)
-        return f"Redis at {where} (RAMOLE_BROKER_URL): {_reason(error)}"
+        hint = _ACL_HINT if _is_refusal(error) else ""
+        return f"Redis at {where} (RAMOLE_BROKER_URL): {_reason(error)}{hint}"
 
 
 def within(seconds: float, action: Callable[[], T]) -> T:
@@ -114,6 +136,25 @@ def within(seconds: float, action: Callable[[], T]) -> T:
         raise error
     result: T = value
     return result
+
+
+def _refused(client: Any, commands: Iterable[tuple[str, ...]]) -> list[str]:
+    """Those that the ACL does not let this user queue; none of them is run."""
+    from redis import ResponseError
+
+    refused = []
+    connection = client.connection_pool.get_connection()
+    try:
+        for command in (("MULTI",), *commands, ("DISCARD",)):
+            connection.send_command(*command)
+            try:
+                connection.read_response()
+            except ResponseError:
+                refused.append(" ".join(command[:2]))
+    finally:
+        connection.disconnect()
+        client.connection_pool.release(connection)
+    return refused
 
 
 def _redis_client(settings: Settings) -> Any:
@@ -143,12 +184,22 @@ def _celery_app(settings: Settings) -> Any:
     app.conf.update(messages.celery_settings(settings))
     queue: Any = Queue
     app.conf.task_queues = [queue(messages.CONTROL_QUEUE)]
+    app.conf.task_default_queue = messages.CONTROL_QUEUE  # as the workers: the ACL names its keys
     app.conf.broker_transport_options |= {
         "socket_connect_timeout": CONNECT_SECONDS,
         "socket_timeout": ANSWER_SECONDS,
     }
     app.conf.task_publish_retry_policy |= {"max_retries": 1}
     return app
+
+
+def _is_refusal(error: BaseException | None) -> bool:
+    """True when the ACL refuses a command or key, not when Redis is away."""
+    from redis.exceptions import NoPermissionError
+
+    while error is not None and not isinstance(error, NoPermissionError):
+        error = error.__cause__
+    return error is not None
 
 
 def _reason(error: BaseException) -> str:

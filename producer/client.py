@@ -23,6 +23,7 @@ from producer.data_folder import check_data_folder
 from producer.job_options import job_options
 from producer.job_status import JobStatus, StatusReader
 from producer.polling import Clock, poll
+from producer.prune import Pruned, PrunedJob, Pruner, temporary_files
 from producer.readers import Dataset, read_dataset, read_items
 from producer.replies import Match, search
 from producer.results import failed_requests, result_lines
@@ -199,6 +200,27 @@ class Client:
         submission = Submission(self.store, self.broker)
         return submission.submit(requests, retry_id(self.store, job_id), options)
 
+    def prune(
+        self,
+        older_than_seconds: float,
+        dry_run: bool = False,
+        on_job: Callable[[PrunedJob], None] = lambda job: None,
+        on_progress: Callable[[Pruned], None] = lambda pruned: None,
+    ) -> Pruned:
+        """Removes jobs that ended longer ago, and what cut submissions and uploads left.
+
+        Needs the store alone. May be cut and called again at any time. With `dry_run` nothing is
+        removed and the same is reported.
+        """
+        now = utc_now().timestamp()
+        with Pruner(self.store, older_than_seconds, now, dry_run, on_job, on_progress) as pruner:
+            pruner.prune_jobs()
+            pruner.prune_uploads()
+            pruner.prune_messages()
+            pruner.prune_markers()
+            pruner.prune_files(temporary_files(self.store, self.settings.home / "tmp"))
+            return pruner.pruned
+
     def upload_adapter(
         self,
         folder: str | Path,
@@ -226,12 +248,14 @@ class Client:
         """One adapter: its versions and a card. Raises NotFoundError."""
         return self._adapters.details(name, version)
 
-    def remove_adapter(self, name: str, version: int | None = None) -> list[AdapterRef]:
+    def remove_adapter(
+        self, name: str, version: int | None = None, any_owner: bool = False
+    ) -> list[AdapterRef]:
         """Removes one version, or all of a name; returns those that still stood.
 
-        Running jobs keep what they pinned.
+        Running jobs keep what they pinned. `any_owner`: also what somebody else uploaded.
         """
-        return self._adapters.remove(name, version)
+        return self._adapters.remove(name, version, any_owner)
 
     def search(
         self,

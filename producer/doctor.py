@@ -1,6 +1,7 @@
 """Is everything there that a job needs? One finding per part, in the order of dependence."""
 
 import secrets
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
@@ -24,7 +25,7 @@ from ramole_core.settings import Settings, redacted
 from ramole_core.store import ObjectStore, open_store
 
 MIN_REDIS: Final = (6, 2)
-PROBES: Final = "probes/"
+MAX_SKEW_SECONDS: Final = 60.0
 
 
 class Check(Wire):
@@ -41,7 +42,9 @@ def examine(settings: Settings) -> list[Check]:
     checks = [Check(name="settings", ok=True, detail=f"data folder {settings.home}")]
     checks.append(_check("broker", lambda: _broker(broker, settings)))
     if checks[-1].ok:
+        checks.append(_check("rights", lambda: _rights(broker)))
         checks.append(_check("memory", lambda: _policy(broker)))
+        checks.append(_check("persistence", lambda: _persistence(broker)))
         checks.append(_check("workers", lambda: _workers(broker)))
     checks.append(_check("store", lambda: _store(settings)))
     if checks[-1].ok:
@@ -69,6 +72,11 @@ def _broker(broker: Broker, settings: Settings) -> str:
     return f"{kind} {version} at {redacted(settings.redis_url)}"
 
 
+def _rights(broker: Broker) -> str:
+    broker.check_rights()
+    return "messages may be sent, progress and heartbeats read"
+
+
 def _policy(broker: Broker) -> str:
     policy = broker.info().get("maxmemory_policy", "unknown")
     if policy != "noeviction":
@@ -76,6 +84,20 @@ def _policy(broker: Broker) -> str:
             f"maxmemory-policy is {policy}, which loses messages: set it to noeviction"
         )
     return f"maxmemory-policy {policy}"
+
+
+def _persistence(broker: Broker) -> str:
+    """No file is no fault: the store is the truth. One that cannot be written stops all work."""
+    info = broker.info()
+    if not info.get("aof_enabled"):
+        return (
+            "appendonly no: a restart loses the queue; workers fill it from the store in a minute"
+        )
+    if info.get("aof_last_write_status", "ok") != "ok":
+        raise UnavailableError(
+            "Redis cannot write its append-only file and takes no message: is its disk full?"
+        )
+    return "appendonly yes"
 
 
 def _workers(broker: Broker) -> str:
@@ -89,13 +111,16 @@ def _store(settings: Settings) -> str:
     check_data_folder(settings)
     store = open_store(settings)
     store.check()
-    key = PROBES + secrets.token_hex(8)
+    key = keys.PROBES + secrets.token_hex(8)
     try:
         _probe(store, key)
+        _check_clock(store, key)
     finally:
-        with suppress(RamoleError):
+        with suppress(RamoleError):  # a producer's key need not be allowed to delete
             store.delete(key)
-    return f"{redacted(settings.store_location)}: write, read, conditional create and delete work"
+    return (
+        f"{redacted(settings.store_location)}: write, read, conditional create and clock are right"
+    )
 
 
 def _probe(store: ObjectStore, key: str) -> None:
@@ -109,6 +134,19 @@ def _probe(store: ObjectStore, key: str) -> None:
     store.put(key, b"third")
     if store.get(key) != b"third":
         raise StoreUnavailableError("store: a replaced object still has its old content")
+
+
+def _check_clock(store: ObjectStore, key: str) -> None:
+    """The time of an object that was written a moment ago, beside this machine's."""
+    written = next((info.modified_seconds for info in store.entries(key)), None)
+    if written is None:
+        raise StoreUnavailableError("store: a new object is not in the listing of its folder")
+    skew = written - time.time()
+    if abs(skew) > MAX_SKEW_SECONDS:
+        raise StoreUnavailableError(
+            f"store: its clock is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} this "
+            "machine's, by which deadlines, credentials and ages of jobs go wrong: set both by NTP"
+        )
 
 
 def _base(store: ObjectStore) -> str:

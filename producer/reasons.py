@@ -49,4 +49,11 @@ def _said(complaint: Any) -> str:
     if kind == "missing":
         return "missing"
     wanted = _WORDS[kind].format(**context) if kind in _WORDS else complaint["msg"]
-    return f"{wanted}, not {repr(complaint['input'])[:MAX_SHOWN_CHARS]}"
+    return f"{wanted}, not {_shown(complaint['input'])}"
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)[:MAX_SHOWN_CHARS]
+    except ValueError:  # Python writes no number of over 4300 digits
+        return "a number of too many digits"

@@ -1,6 +1,7 @@
 """Questions to the workers: a message out, the answer from the store under `replies/`."""
 
 import secrets
+from contextlib import suppress
 from typing import Any, Final
 
 from pydantic import Field
@@ -10,7 +11,13 @@ from producer.job_options import flag
 from producer.pins import known_adapter, read_registry
 from producer.polling import Clock, poll
 from ramole_core import keys, messages
-from ramole_core.errors import InvalidInputError, NotFoundError, TimedOutError, UnavailableError
+from ramole_core.errors import (
+    InvalidInputError,
+    NotFoundError,
+    StoreUnavailableError,
+    TimedOutError,
+    UnavailableError,
+)
 from ramole_core.jobs import Wire, checked_name
 from ramole_core.store import ObjectStore
 from ramole_core.store.base import get_json, to_json
@@ -69,8 +76,9 @@ def search(
         broker.send(messages.ANSWER, request_id)
         reply = await_reply(store, request_id, "the search", timeout_seconds, clock)
     finally:
-        store.delete(keys.request(request_id))
-        store.delete(keys.reply(request_id))
+        with suppress(StoreUnavailableError):  # a producer's key need not be allowed to delete
+            store.delete(keys.request(request_id))
+            store.delete(keys.reply(request_id))
     if reply.get("error"):
         raise InvalidInputError(f"search: {reply['error']['message']}")
     return [Match.model_validate(match) for match in reply["adapters"]]

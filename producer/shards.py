@@ -12,12 +12,11 @@ from typing import Final
 
 from ramole_core import keys
 from ramole_core.errors import InvalidInputError
-from ramole_core.jobs import JobOptions, Manifest, Pins, PromptRequest, shard_name
+from ramole_core.jobs import MAX_SHARDS, JobOptions, Manifest, Pins, PromptRequest, shard_name
 from ramole_core.store import ObjectStore
 
 MAX_SHARD_BYTES: Final = 16 << 20
 MAX_WRITES: Final = 4
-MAX_SHARDS: Final = 100_000
 
 
 class ContentHash:

@@ -2,7 +2,8 @@
 
 Contract: a job exists exactly when its manifest does. Cut anywhere before that, nothing runs and
 the same submission may simply be made again. The same id with the same content is the same job;
-with other content it is refused and nothing of it stays.
+with other content it is refused and nothing of it stays. The id of a removed job may be used again
+once nothing of that job is left.
 """
 
 import secrets
@@ -51,9 +52,16 @@ class Submission:
         """
         if strict:
             requests = _stopping(requests, strict)
-        existing = JobFiles(self._store, job_id).find_manifest()
+        job = JobFiles(self._store, job_id)
+        remains = job.ended() or job.begun()  # looked for first: a job may be made meanwhile
+        existing = job.find_manifest()
         if existing is not None:
             return self._again(existing, requests, options)
+        if remains:
+            raise ConflictError(
+                f"job {job_id} was removed and something of it is left, which would count as the "
+                "new job's; let `ramole jobs prune` finish, or choose another --job-id"
+            )
         pins = current_pins(self._store, options)
         self._broker.check()
         writer = ShardWriter(self._store, job_id, secrets.token_hex(8), options)
@@ -89,7 +97,8 @@ class Submission:
         # From here on the inputs stay: a creation that seems to fail may yet have happened.
         if self._store.create(keys.manifest(job_id), manifest.model_dump_json().encode()):
             return manifest, True
-        writer.delete()
+        with suppress(RamoleError):
+            writer.delete()
         winner = JobFiles(self._store, job_id).manifest()
         _check_same(winner, writer)
         return winner, False

@@ -2,8 +2,18 @@
 
 `code` is the stable word that stands in JSON outputs and error records; `exit_code` is what the
 command line exits with (docs/formats.md lists both). Messages are one line that says what, where,
-the limit and the remedy, and never carry a secret.
+the limit and the remedy, and never carry a secret. What strangers wrote goes into them as `repr` or
+`printable` gives it.
 """
+
+
+def printable(text: str) -> str:
+    """`text` on one line: what a terminal obeys (controls, marks that turn text) is escaped."""
+    return text if text.isprintable() else "".join(map(_printable, text))
+
+
+def _printable(character: str) -> str:
+    return character if character.isprintable() else repr(character)[1:-1]
 
 
 class RamoleError(Exception):
@@ -27,13 +37,14 @@ class ConfigError(InvalidInputError):
 
 
 class AdapterRefusedError(RamoleError):
-    """Raised when an uploaded adapter breaks a rule of the gate. `reason` is a stable word."""
+    """Raised when an uploaded adapter breaks a rule of the gate. `reason` is a stable word; the
+    message may quote the upload, and is made printable."""
 
     code = "adapter_refused"
     exit_code = 3
 
     def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
+        super().__init__(printable(message))
         self.reason = reason
 
 

@@ -1,21 +1,28 @@
-"""One job as it lies in the store: manifest, inputs, outputs, how it ended. Needs no Redis."""
+"""One job as it lies in the store: manifest, inputs, outputs, how it ended. Needs no Redis.
+
+What is there and cannot be read raises ConflictError.
+"""
 
 import json
 from collections.abc import Iterator
+from typing import TypeVar
 
 from pydantic import ValidationError
 
 from ramole_core import keys
-from ramole_core.errors import ConflictError, NotFoundError
+from ramole_core.errors import ConflictError, NotFoundError, printable
 from ramole_core.jobs import (
     Finished,
     Manifest,
     PromptRequest,
     PromptResult,
+    Wire,
     checked_name,
 )
 from ramole_core.store import ObjectStore
 from ramole_core.store.base import get_json
+
+Record = TypeVar("Record", bound=Wire)
 
 
 class JobFiles:
@@ -26,16 +33,12 @@ class JobFiles:
         self._store = store
 
     def manifest(self) -> Manifest:
-        """The job's manifest. Raises ConflictError when it cannot be read."""
+        """The job's manifest."""
         try:
-            return Manifest.model_validate_json(self._store.get(keys.manifest(self.job_id)))
+            return self._read(Manifest, keys.manifest(self.job_id))
         except NotFoundError as e:
             raise NotFoundError(
                 f"there is no job {self.job_id}; `ramole jobs` lists what there is"
-            ) from e
-        except ValidationError as e:
-            raise ConflictError(
-                f"{keys.manifest(self.job_id)} is not a manifest of this version: {e.errors()[0]}"
             ) from e
 
     def find_manifest(self) -> Manifest | None:
@@ -48,7 +51,7 @@ class JobFiles:
     def finished(self) -> Finished | None:
         """The final counts, once there are."""
         try:
-            return Finished.model_validate_json(self._store.get(keys.finished(self.job_id)))
+            return self._read(Finished, keys.finished(self.job_id))
         except NotFoundError:
             return None
 
@@ -58,6 +61,8 @@ class JobFiles:
             return str(get_json(self._store, keys.cancelled(self.job_id))["cancelled_at"])
         except NotFoundError:
             return None
+        except (ValueError, TypeError, KeyError, RecursionError) as e:
+            raise _damaged(keys.cancelled(self.job_id), e) from e
 
     def ended(self) -> bool:
         """True when no further result will come."""
@@ -79,15 +84,38 @@ class JobFiles:
 
     def results(self, shard: str) -> Iterator[PromptResult]:
         """The results of one finished shard. Raises NotFoundError."""
-        return map(PromptResult.model_validate_json, self.output_lines(shard))
+        key = keys.output_shard(self.job_id, shard)
+        return (_parsed(PromptResult, key, line) for line in self.output_lines(shard))
 
     def requests(self, manifest: Manifest, shard: str) -> Iterator[PromptRequest]:
         """The prompts of one shard."""
-        data = self._store.get(keys.input_shard(self.job_id, manifest.submission, shard))
-        return map(PromptRequest.model_validate_json, data.splitlines())
+        key = keys.input_shard(self.job_id, manifest.submission, shard)
+        return (_parsed(PromptRequest, key, line) for line in self._store.get(key).splitlines())
 
     def count(self, shard: str) -> tuple[int, int]:
         """(answered, failed) of one finished shard. Raises NotFoundError."""
         lines = self.output_lines(shard)
-        failed = sum(json.loads(line).get("error") is not None for line in lines)
+        try:
+            failed = sum(json.loads(line).get("error") is not None for line in lines)
+        except (ValueError, AttributeError, RecursionError) as e:
+            raise _damaged(keys.output_shard(self.job_id, shard), e) from e
         return len(lines) - failed, failed
+
+    def _read(self, record: type[Record], key: str) -> Record:
+        return _parsed(record, key, self._store.get(key))
+
+
+def _parsed(record: type[Record], key: str, data: bytes) -> Record:
+    try:
+        return record.model_validate_json(data)
+    except ValidationError as e:
+        raise _damaged(key, e) from e
+
+
+def _damaged(key: str, error: Exception) -> ConflictError:
+    """One line, and not what was found there."""
+    why = f"{type(error).__name__}: {error}"
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return ConflictError(f"{key} is not readable by this version: {printable(why[:200])}")

@@ -17,6 +17,7 @@ from ramole_core.errors import InvalidInputError
 MAX_K: Final = 16
 MAX_PROMPT_BYTES: Final = 1 << 20
 MAX_SHARD_SIZE: Final = 4096
+MAX_SHARDS: Final = 100_000
 
 Gate = Literal["mole", "cascade", "mole-plain", "selection", "mixture", "fusion"]
 Priority = Literal["low", "normal", "high"]
@@ -26,9 +27,9 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 def checked_name(kind: str, value: str) -> str:
     """Returns `value` when it may name an adapter or a job (it becomes part of an object key)."""
-    if not _NAME.fullmatch(value):
+    if not isinstance(value, str) or not _NAME.fullmatch(value):  # messages hold anything
         raise InvalidInputError(
-            f"{kind} {value[:120]!r}: use 1 to 100 letters, digits, '.', '_' or '-', "
+            f"{kind} {str(value)[:120]!r}: use 1 to 100 letters, digits, '.', '_' or '-', "
             "and begin with a letter or digit"
         )
     return value
@@ -45,7 +46,10 @@ Name = Annotated[str, AfterValidator(_wire_name)]
 
 
 class Wire(BaseModel):
-    """Base of every message and file record: frozen, strict types, unknown keys are errors."""
+    """Base of every message and file record: frozen, strict types, unknown keys are errors.
+
+    Lists from strangers are `fail_fast`: an error each would take a thousand times their bytes.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -65,15 +69,17 @@ class PromptOptions(Wire):
     gate: Gate = "cascade"
     min_similarity: float | None = Field(default=None, ge=-1.0, le=1.0)
     on_no_adapter: Literal["base", "fail"] = "base"
-    allow_adapters: tuple[Name, ...] | None = Field(default=None, strict=False)
-    exclude_adapters: tuple[Name, ...] = Field(default=(), strict=False)
-    adapters: tuple[AdapterChoice, ...] | None = Field(default=None, strict=False, max_length=MAX_K)
+    allow_adapters: tuple[Name, ...] | None = Field(default=None, strict=False, fail_fast=True)
+    exclude_adapters: tuple[Name, ...] = Field(default=(), strict=False, fail_fast=True)
+    adapters: tuple[AdapterChoice, ...] | None = Field(
+        default=None, strict=False, fail_fast=True, max_length=MAX_K
+    )
     max_new_tokens: int = Field(default=128, ge=1, le=1 << 20)
     temperature: float = Field(default=0.0, ge=0.0, le=10.0)
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
     seed: int | None = Field(default=None, ge=0, lt=1 << 63)
     stop: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] = Field(
-        default=(), strict=False, max_length=16
+        default=(), strict=False, fail_fast=True, max_length=16
     )
     on_too_long: Literal["fail", "truncate"] = "fail"
 
@@ -112,7 +118,7 @@ class PromptRequest(Wire):
     index: int = Field(ge=0)
     id: str | None = None
     prompt: str | None = None
-    messages: tuple[Message, ...] | None = Field(default=None, strict=False)
+    messages: tuple[Message, ...] | None = Field(default=None, strict=False, fail_fast=True)
     options: dict[str, Any] = Field(default_factory=dict)
     error: ErrorRecord | None = None
 
@@ -184,9 +190,9 @@ class Manifest(Wire):
     content_sha256: str
     options: JobOptions
     pins: Pins
-    num_prompts: int = Field(ge=0)
+    num_prompts: int = Field(ge=0, le=MAX_SHARDS * MAX_SHARD_SIZE)
     num_bad_lines: int = Field(ge=0)
-    num_shards: int = Field(ge=0)
+    num_shards: int = Field(ge=0, le=MAX_SHARDS)
 
     def shard_names(self) -> list[str]:
         """All shard names of the job, in order."""

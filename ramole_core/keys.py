@@ -16,6 +16,14 @@ CANCELLING_JOBS: Final = "cancelling/"
 JOBS: Final = "jobs/"
 STAGING: Final = "staging/"
 REGISTRY_LOG: Final = "registry/log/"
+REQUESTS: Final = "requests/"
+REPLIES: Final = "replies/"
+PROBES: Final = "probes/"
+
+
+def job(job_id: str) -> str:
+    """Folder of everything of one job but its markers."""
+    return f"{JOBS}{job_id}/"
 
 
 def manifest(job_id: str) -> str:
@@ -85,12 +93,12 @@ def live(job_id: str) -> str:
 
 def reply(request_id: str) -> str:
     """A worker's answer to an upload or a request."""
-    return f"replies/{request_id}.json"
+    return f"{REPLIES}{request_id}.json"
 
 
 def request(request_id: str) -> str:
     """What a producer asks of a worker (a search), JSON."""
-    return f"requests/{request_id}.json"
+    return f"{REQUESTS}{request_id}.json"
 
 
 def staging(upload_id: str) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
-from ramole_core.errors import ConfigError
+from ramole_core.errors import ConfigError, printable
 
 PREFIX: Final = "RAMOLE_"
 _URL: Final = re.compile(r"[a-z][a-z0-9+.-]*://\S+")
@@ -227,20 +227,21 @@ def _without_secrets(url: str) -> str:
 def _read_toml(path: Path) -> dict[str, str]:
     try:
         with path.open("rb") as file:
-            table = tomllib.load(file)
+            return {name: _as_text(value) for name, value in tomllib.load(file).items()}
     except FileNotFoundError:
         return {}
     except NotADirectoryError as e:
         raise ConfigError(f"the data folder {path.parent} is no folder") from e
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as e:
-        raise ConfigError(f"{path}: not a readable TOML file: {e}") from e
-    return {
-        name: ",".join(map(str, value)) if isinstance(value, list) else str(value)
-        for name, value in table.items()
-    }
+    except (ValueError, RecursionError, OSError) as e:  # not TOML, not UTF-8, endless digits
+        raise ConfigError(f"{path}: not a readable TOML file: {printable(str(e))}") from e
+
+
+def _as_text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _read_value(known: Mapping[str, Any], name: str, text: str, where: str) -> Any:
+    where = printable(where)
     if name not in known or (name == "home" and not where.startswith(PREFIX)):
         near = difflib.get_close_matches(name, known.keys() - {name})
         shown = [PREFIX + n.upper() if where.startswith(PREFIX) else n for n in near]

@@ -3,13 +3,18 @@
 `make_bad(folder, case, model)` leaves a folder that must be refused and returns the reason.
 """
 
+import gzip
+import io
 import json
 import os
+import pickle
+import stat
 import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -18,7 +23,12 @@ from tests.adapters_corpus import CONFIG, UNSLOTH_MAPPING, WEIGHTS, edit_config,
 
 Spoil = Callable[[Path], None]
 _BAD: dict[str, tuple[str, Spoil]] = {}
-FOLDER_ONLY = {"symlink", "symlink_extra", "fifo", "weights_are_a_folder", "folder_missing"}
+FOLDER_ONLY = {
+    "symlink", "symlink_extra", "symlink_of_config", "symlink_to_nothing", "fifo",
+    "fifo_as_config", "device", "weights_are_a_folder", "config_is_a_folder", "folder_missing",
+    "weights_sparse", "config_sparse",
+}  # fmt: skip
+CANARY = "canary"  # beside the folder: what an executed pickle would make
 
 
 def make_bad(folder: Path, case: str, model: nn.Module) -> str:
@@ -99,6 +109,118 @@ def _(folder: Path) -> None:
 @_bad("old_pickle_renamed", "pickle_file")
 def _(folder: Path) -> None:
     torch.save({"a": torch.zeros(1)}, folder / WEIGHTS, _use_new_zipfile_serialization=False)
+
+
+class Execute:
+    """Unpickled, it makes the canary."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder.parent / CANARY
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.mkdir, (str(self._path),))
+
+
+for _suffix in ("bin", "pt", "pth", "pkl", "PICKLE", "ckpt", "joblib", "npz"):
+
+    @_bad(f"pickle_as_{_suffix}", "pickle_file")
+    def _(folder: Path, suffix: str = _suffix) -> None:
+        (folder / f"adapter_model.{suffix}").write_bytes(pickle.dumps(Execute(folder)))
+
+
+for _protocol, _reason in enumerate(("bad_header", "bad_header", *["pickle_file"] * 4)):
+
+    @_bad(f"pickle_{_protocol}_as_weights", _reason)
+    def _(folder: Path, protocol: int = _protocol) -> None:
+        (folder / WEIGHTS).write_bytes(pickle.dumps(Execute(folder), protocol))
+
+    @_bad(f"pickle_{_protocol}_as_config", "bad_json")
+    def _(folder: Path, protocol: int = _protocol) -> None:
+        (folder / CONFIG).write_bytes(pickle.dumps(Execute(folder), protocol))
+
+
+@_bad("npz_as_weights", "pickle_file")
+def _(folder: Path) -> None:
+    file = io.BytesIO()
+    np.savez(file, a=np.array([Execute(folder)], dtype=object))
+    (folder / WEIGHTS).write_bytes(file.getvalue())
+
+
+@_bad("npy_as_weights", "bad_header")
+def _(folder: Path) -> None:
+    file = io.BytesIO()
+    np.save(file, np.array([Execute(folder)], dtype=object))
+    (folder / WEIGHTS).write_bytes(file.getvalue())
+
+
+@_bad("gzip_as_weights", "bad_header")
+def _(folder: Path) -> None:
+    (folder / WEIGHTS).write_bytes(gzip.compress((folder / WEIGHTS).read_bytes()))
+
+
+@_bad("zstd_as_weights", "bad_header")
+def _(folder: Path) -> None:
+    (folder / WEIGHTS).write_bytes(b"\x28\xb5\x2f\xfd" + (folder / WEIGHTS).read_bytes())
+
+
+@_bad("gzip_as_config", "bad_json")
+def _(folder: Path) -> None:
+    (folder / CONFIG).write_bytes(gzip.compress(bytes(64 << 20)))
+
+
+@_bad("hard_link_to_something_else", "bad_header")
+def _(folder: Path) -> None:
+    secret = folder.parent / f"{folder.name}.secret"
+    secret.write_text("root:x:0:0\n" * 9)
+    (folder / WEIGHTS).unlink()
+    os.link(secret, folder / WEIGHTS)
+
+
+@_bad("symlink_of_config", "symbolic_link")
+def _(folder: Path) -> None:
+    (folder / CONFIG).unlink()
+    (folder / CONFIG).symlink_to("/etc/passwd")
+
+
+@_bad("symlink_to_nothing", "symbolic_link")
+def _(folder: Path) -> None:
+    (folder / "notes").symlink_to("/nowhere/at/all")
+
+
+@_bad("fifo_as_config", "not_a_regular_file")
+def _(folder: Path) -> None:
+    (folder / CONFIG).unlink()
+    os.mkfifo(folder / CONFIG)
+
+
+@_bad("device", "not_a_regular_file")
+def _(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    try:
+        os.mknod(folder / WEIGHTS, stat.S_IFCHR | 0o600, os.makedev(1, 5))  # /dev/zero
+    except PermissionError:  # only root may
+        os.mkfifo(folder / WEIGHTS)
+
+
+@_bad("config_is_a_folder", "not_a_regular_file")
+def _(folder: Path) -> None:
+    (folder / CONFIG).unlink()
+    (folder / CONFIG).mkdir()
+
+
+@_bad("weights_sparse", "too_large")
+def _(folder: Path) -> None:
+    os.truncate(folder / WEIGHTS, 1 << 40)
+
+
+@_bad("config_sparse", "too_large")
+def _(folder: Path) -> None:
+    os.truncate(folder / CONFIG, 1 << 40)
+
+
+@_bad("weights_all_zeros", "bad_header")
+def _(folder: Path) -> None:
+    (folder / WEIGHTS).write_bytes(bytes(1 << 19))
 
 
 @_bad("symlink", "symbolic_link")
@@ -199,6 +321,74 @@ _header_case(
 _header_case("huge_offset", "bad_offsets", lambda t: _first(t).update(data_offsets=[1, 1 << 63]))
 
 
+def _announce(name: str, length: Callable[[int], int]) -> None:
+    """The header's length is a lie."""
+
+    @_bad(name, "bad_header")
+    def _(folder: Path) -> None:
+        data = (folder / WEIGHTS).read_bytes()
+        lie = struct.pack("<Q", length(len(data)))
+        (folder / WEIGHTS).write_bytes(lie + data[8:])
+
+
+_announce("header_one_byte_too_long", lambda size: size - 7)
+_announce("header_of_2_to_the_63", lambda size: 1 << 63)
+_announce("header_of_no_bytes", lambda size: 0)
+_header_case("header_behind_spaces", "bad_header", lambda t: " " * 500_000 + json.dumps(t))
+_header_case("header_behind_a_mark", "bad_header", lambda t: "\ufeff" + json.dumps(t))
+_header_case("header_twice", "bad_header", lambda t: json.dumps(t) * 2)
+_header_case("header_of_values", "bad_header", lambda t: '{"a":[' + "[]," * 200_000 + "[]]}")
+_header_case(
+    "header_nested_but_closed", "bad_header", lambda t: '{"a":' + "[" * 65 + "]" * 65 + "}"
+)
+_header_case(
+    "key_of_a_tensor_twice",
+    "duplicate_key",
+    lambda t: json.dumps(t).replace('"dtype": ', '"dtype": "F16", "dtype": ', 1),
+)
+_header_case(
+    "metadata_twice",
+    "duplicate_key",
+    lambda t: '{"__metadata__": {}, "__metadata__": {}, ' + json.dumps(t)[1:],
+)
+
+
+def _move(name: str, move: Callable[[int, int], Any]) -> None:
+    """The first tensor lies elsewhere."""
+    _header_case(name, "bad_offsets", lambda t: _first(t).update(data_offsets=_moved(t, move)))
+
+
+def _moved(table: dict[str, Any], move: Callable[[int, int], Any]) -> Any:
+    return move(*_first(table)["data_offsets"])
+
+
+_move("offsets_with_a_gap", lambda begin, end: [begin + 4, end + 4])
+_move("offsets_reversed", lambda begin, end: [end, begin])
+_move("offsets_negative", lambda begin, end: [begin - end, 0])
+_move("offsets_of_fractions", lambda begin, end: [float(begin), float(end)])
+_move("offsets_of_booleans", lambda begin, end: [False, True])
+_move("offsets_of_three", lambda begin, end: [begin, end, end])
+_move("offsets_a_text", lambda begin, end: f"{begin}-{end}")
+_move("offsets_empty", lambda begin, end: [begin, begin])
+
+for _dtype in ("F8_E4M3", "F8_E5M2", "BOOL", "C64", "F64", "U8", "", "f32", None, 32, ["F32"]):
+    _header_case(f"dtype_{_dtype}", "bad_dtype", lambda t, d=_dtype: _first(t).update(dtype=d))
+for _name, _shape in {
+    "over_48_bits": [1 << 48], "over_64_bits": [1 << 70, 1], "of_booleans": [True, True],
+    "of_fractions": [2.0, 16.0], "of_texts": ["2"], "of_many_sizes": [1] * 9, "a_number": 32,
+    "missing": None,
+}.items():  # fmt: skip
+    _header_case(f"shape_{_name}", "bad_shape", lambda t, s=_shape: _first(t).update(shape=s))
+NOTHING = {"shape": [0], "data_offsets": [0, 0]}
+_header_case("shape_overflows", "bad_offsets", lambda t: _first(t).update(shape=[1 << 32] * 2))
+_header_case("shape_of_nothing", "bad_offsets", lambda t: _first(t).update(shape=[0, 16]))
+_header_case(
+    "many_tensors",
+    "unknown_tensor",
+    lambda t: t.update({f"t{n}": t[_first_name(t)] | NOTHING for n in range(5000)}),
+)
+
+
 @_bad("no_tensors", "no_tensors")
 def _(folder: Path) -> None:
     (folder / WEIGHTS).write_bytes(struct.pack("<Q", 2) + b"{}")
@@ -215,6 +405,10 @@ def _rename(old: str, new: str) -> Callable[[dict[str, torch.Tensor]], None]:
 
 def _set(value: float) -> Callable[[dict[str, torch.Tensor]], Any]:
     return lambda tensors: tensors[_first_name(tensors)].view(-1)[3:4].fill_(value)
+
+
+def _turned(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.t().contiguous()
 
 
 _tensor_case("path_in_a_name", "unknown_target", _rename("model.layers", "../../../etc/passwd"))
@@ -246,6 +440,22 @@ _tensor_case(
 _tensor_case("nan", "not_finite", _set(float("nan")))
 _tensor_case("infinity", "not_finite", _set(float("inf")))
 _tensor_case("huge_value", "too_large_values", _set(1e30))
+_tensor_case("minus_infinity", "not_finite", _set(-float("inf")))
+_tensor_case(
+    "huge_norm",
+    "too_large_values",
+    lambda t: [t[n].fill_(6e4) for n in (_first_name(t), _b_name(t))],
+)
+_tensor_case(
+    "transposed", "wrong_shape", lambda t: t.update({_first_name(t): _turned(t[_first_name(t)])})
+)
+_tensor_case("name_with_a_zero_width_space", "unknown_target", _rename("q_proj", "q_proj\u200b"))
+_tensor_case("name_of_other_letters", "unknown_target", _rename("q_proj", "q_\u0440roj"))
+_tensor_case("name_turned_around", "unknown_target", _rename("q_proj", "\u202eq_proj"))
+_tensor_case("name_that_clears_the_screen", "unknown_target", _rename("q_proj", "\x1b[2J\n"))
+_tensor_case("name_very_long", "unknown_target", _rename("q_proj", "q" * 50_000))
+_tensor_case("name_without_target", "unknown_tensor", lambda t: t.update({"": torch.ones(1)}))
+_tensor_case("all_a_zero", "no_effect", lambda t: [t[n].zero_() for n in t if "lora_A" in n])
 _tensor_case("all_b_zero", "no_effect", lambda t: [t[n].zero_() for n in t if "lora_B" in n])
 
 
@@ -281,6 +491,72 @@ def _(folder: Path) -> None:
     edit_config(folder, base_model_name_or_path="x" * (5 << 20))
 
 
+def _config_text(name: str, reason: str, edit: Callable[[str], str | bytes]) -> None:
+    """The config's text is spoilt."""
+
+    @_bad(name, reason)
+    def _(folder: Path) -> None:
+        spoilt = edit((folder / CONFIG).read_text())
+        data = spoilt.encode() if isinstance(spoilt, str) else spoilt
+        (folder / CONFIG).write_bytes(data)
+
+
+_config_text("config_empty", "bad_json", lambda text: "")
+_config_text("config_behind_a_mark", "bad_json", lambda text: "\ufeff" + text)
+_config_text("config_in_utf16", "bad_json", lambda text: text.encode("utf-16"))
+_config_text("config_twice", "bad_json", lambda text: text + text)
+_config_text("config_of_zeros", "bad_json", lambda text: bytes(1000))
+_config_text(
+    "inner_key_twice", "duplicate_key", lambda text: text.replace("{", '{"x":{"a":1,"a":2},', 1)
+)
+_config_text("lone_surrogate", "bad_json", lambda text: text.replace("{", r'{"x":"\ud800",', 1))
+_config_text(
+    "number_of_endless_digits",
+    "bad_json",
+    lambda text: text.replace("{", '{"revision":' + "1" * 5000 + ",", 1),
+)
+_config_text(
+    "ignored_but_nested",
+    "bad_json",
+    lambda text: text.replace('"eva_config": null', '"eva_config": ' + "[" * 64 + "]" * 64),
+)
+_config_case("peft_type_lower", "not_lora", peft_type="lora")
+_config_case("peft_type_a_list", "not_lora", peft_type=["LORA"])
+_config_case("peft_type_of_other_letters", "not_lora", peft_type="LORA\u200b")
+_config_case("dora_as_a_number", "dora", use_dora=1)
+_config_case("bias_lora_only", "bias", bias="lora_only")
+_config_case("modules_to_save_a_text", "modules_to_save", modules_to_save="lm_head")
+_config_case("rslora_a_text", "bad_config", use_rslora="yes")
+for _key in (
+    "auto_map",
+    "base_model_class",
+    "custom_module",
+    "__reduce__",
+    "__class__",
+    "\x1b[2J\n",
+):
+    _config_case(f"key_{_key!a}", "unsupported_option", **{_key: "os.system"})
+_config_case("init_names_code", "init_changes_base", init_lora_weights="os.system('id')")
+_config_case("auto_mapping_a_text", "auto_mapping", auto_mapping="transformers.models.x")
+_config_case("rank_bomb", "bad_config", r=10**9)
+_config_case("rank_of_400_digits", "bad_config", r=10**400)
+_config_case("rank_true", "bad_config", r=True)
+_config_case("rank_negative", "bad_config", r=-2)
+_config_case("rank_up_to_the_limit_of_configs", "rank_mismatch", r=1 << 20)
+_config_case("rank_pattern_bomb", "bad_config", rank_pattern={"q_proj": 10**9})
+_config_case("rank_pattern_a_list", "bad_config", rank_pattern=[["q_proj", 2]])
+_config_case(
+    "rank_pattern_explodes",
+    "unsafe_pattern",
+    rank_pattern={f"{'(.*)*' * 199}!{n}": 2 for n in range(60)},
+)
+_config_case(
+    "alpha_pattern_looks_back", "unsafe_pattern", alpha_pattern={"(?<=q)_proj": 2, "v_proj": 2}
+)
+_config_case("alpha_huge", "bad_config", lora_alpha=1e7)
+_config_case("alpha_a_list", "bad_config", lora_alpha=[8])
+_config_case("layer_pattern_a_regex", "bad_config", layers_to_transform=[0], layers_pattern="(a+)+")
+_config_case("layers_of_texts", "bad_config", layers_to_transform=["0"])
 _config_case("not_lora", "not_lora", peft_type="IA3")
 _config_case("peft_type_missing", "not_lora", peft_type=...)
 _config_case("dora", "dora", use_dora=True)
@@ -394,5 +670,16 @@ BAD_SAMPLES: dict[str, tuple[bytes, str]] = {
     "not_utf8": (b'"a"\n"\xff"\n', "bad_sample"),
     "lone_surrogate": (b'"a"\n"\\ud800"\n', "bad_sample"),
     "too_long": (b'"a"\n"' + b"x" * 100_001 + b'"\n', "bad_sample"),
+    "a_million_lines": (b'"a"\n' * 1_000_000, "num_samples"),
+    "nothing_but_newlines": (b"\n" * (8 << 20), "num_samples"),
+    "gzip": (b'"a"\n' + gzip.compress(b'"b"\n' * 1000), "bad_sample"),
+    "binary": (b'"a"\n' + bytes(range(256)), "bad_sample"),
+    "control_characters": (b'"a"\n"\x1b[2J"\n', "bad_sample"),
+    "two_values": (b'"a"\n"b" "c"\n', "bad_sample"),
+    "a_mark_before": (b'"a"\n\xef\xbb\xbf"b"\n', "bad_sample"),
 }
-BAD_NAMES = ["", ".", "..", "../up", "a/b", "a b", "-x", "é", "x" * 101, "a\n", "a\0b", "a@1"]
+BAD_NAMES = [
+    "", ".", "..", "../up", "a/b", "a b", "-x", "é", "x" * 101, "a\n", "a\0b", "a@1", "-rf", "...",
+    "/etc/passwd", "C:\\a", "~", "a*", "$(id)", "a;id", "%2e%2e", ".hidden", "_a", "x" * 1000,
+    "\u202etxt.exe", "a\u200b", "\u0430dapter", "\uff41", "a\x1b[2J", "\u0661",
+]  # fmt: skip

@@ -1,10 +1,11 @@
 """Real servers for tests: started on demand, in private folders, stopped by their owner."""
 
 import contextlib
+import os
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -22,17 +23,25 @@ def wait_until(ready: Callable[[], bool], seconds: float = 20.0, what: str = "co
 
 @contextlib.contextmanager
 def redis_server(
-    folder: Path, *options: str, port: int = 0, binary: str | None = None
+    folder: Path,
+    *options: str,
+    port: int = 0,
+    binary: str | None = None,
+    launcher: Sequence[str | Path] = (),
+    env: Mapping[str, str] | None = None,
 ) -> Iterator[str]:
-    """A Redis server on a unix socket (or a port of 127.0.0.1) with AOF; yields its URL."""
+    """A Redis server on a unix socket (or a port of 127.0.0.1) with AOF; yields its URL.
+
+    `launcher` comes before the server's command line, `env` beside the environment.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "r.sock"
     where = ["--port", str(port)] + ([] if port else ["--unixsocket", str(path)])
     with (folder / "redis.log").open("ab") as log:
         process = subprocess.Popen(
-            [binary or str(get_binary_path()), *where, "--bind", "127.0.0.1", "--dir", str(folder),
-             "--appendonly", "yes", "--save", "", *options],
-            stdout=log, stderr=log,
+            [*launcher, binary or str(get_binary_path()), *where, "--bind", "127.0.0.1",
+             "--dir", str(folder), "--appendonly", "yes", "--save", "", *options],
+            stdout=log, stderr=log, env={**os.environ, **(env or {})},
         )  # fmt: skip
     url = f"redis://127.0.0.1:{port}" if port else f"unix://{quote(str(path))}"
     try:

@@ -42,7 +42,9 @@ def main() -> int:
     sys.setswitchinterval(SWITCH_SECONDS)
     services.start()
     logger.info("worker ready")
-    worker = app.Worker(quiet=True, without_gossip=True, without_mingle=True)
+    worker = app.Worker(
+        quiet=True, without_gossip=True, without_mingle=True, without_heartbeat=True
+    )  # nothing is published, nobody reads it
     try:
         worker.start()
     finally:

@@ -12,6 +12,7 @@ def make_app(settings: Settings) -> Celery:
     app = Celery("ramole", set_as_current=False, loader="celery.loaders.default:Loader")
     app.conf.update(
         messages.celery_settings(settings),
+        broker_transport="worker.transport:Transport",
         broker_connection_retry=True,
         broker_channel_error_retry=True,
         broker_pool_limit=10,

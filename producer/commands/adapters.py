@@ -98,15 +98,16 @@ def show(app: App, adapter: str, as_json: bool) -> None:
 
 @adapters.command()
 @click.argument("adapter", metavar="NAME[@VERSION]")
+@click.option("--any-owner", is_flag=True, help="Also what somebody else uploaded (operators).")
 @json_option
 @click.pass_obj
-def remove(app: App, adapter: str, as_json: bool) -> None:
+def remove(app: App, adapter: str, any_owner: bool, as_json: bool) -> None:
     """Removes an adapter, or one version of it; jobs that run keep what they use.
 
     \b
     Example: ramole adapters remove summarise-de
     """
-    removed = app.client.remove_adapter(*_name_and_version(adapter))
+    removed = app.client.remove_adapter(*_name_and_version(adapter), any_owner=any_owner)
     if as_json:
         return echo_json({"removed": [str(ref) for ref in removed]})
     if not removed:

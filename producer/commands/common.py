@@ -21,6 +21,7 @@ from ramole_core.settings import Settings
 F = TypeVar("F", bound=Callable[..., Any])
 
 EXIT_JOB_FAILED = 7
+_UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
 class App:
@@ -61,6 +62,14 @@ def note(text: str) -> None:
 def counted(number: int, noun: str) -> str:
     """`1 shard`, `2 shards`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def shown_bytes(size: int) -> str:
+    """`17 bytes`, `4.2 MB`."""
+    value, unit = float(size), 0
+    while value >= 1000 and unit < len(_UNITS) - 1:
+        value, unit = value / 1000, unit + 1
+    return f"{value:.1f} {_UNITS[unit]}" if unit else counted(size, "byte")
 
 
 def echo_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

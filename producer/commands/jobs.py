@@ -1,17 +1,23 @@
-"""`ramole status`, `jobs`, `wait`, `cancel`, `retry`."""
+"""`ramole status`, `jobs`, `wait`, `cancel`, `retry`, `recover`."""
+
+import sys
 
 import click
 
 from producer.commands.common import (
     App,
+    counted,
     echo_json,
     echo_status,
     echo_table,
     json_option,
+    shown_bytes,
     wait_and_report,
 )
 from producer.commands.submit import report
 from producer.job_options import duration_seconds
+from producer.progress import PruneLine
+from producer.prune import Pruned, PrunedJob
 
 
 @click.command()
@@ -27,15 +33,22 @@ def status(app: App, job: str, as_json: bool) -> None:
     echo_status(app.client.status(job), as_json)
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @json_option
-@click.pass_obj
-def jobs(app: App, as_json: bool) -> None:
+@click.pass_context
+def jobs(context: click.Context, as_json: bool) -> None:
     """Lists all jobs, oldest first. Needs the store alone.
 
     \b
     Example: ramole jobs
     """
+    if context.invoked_subcommand is None:
+        _list_jobs(context.obj, as_json)
+    elif as_json:
+        raise click.UsageError(f"--json stands behind `{context.invoked_subcommand}`")
+
+
+def _list_jobs(app: App, as_json: bool) -> None:
     found = app.client.jobs()
     if as_json:
         for job in found:
@@ -44,6 +57,54 @@ def jobs(app: App, as_json: bool) -> None:
     header = ("JOB", "STATE", "PROMPTS", "OK", "FAILED", "CREATED")
     rows = [(j.job_id, j.state, j.num_prompts, j.num_ok, j.num_failed, j.created_at) for j in found]
     echo_table(header, rows)
+
+
+@jobs.command("prune")
+@click.option("--older-than", required=True, metavar="30d", help="Time since a job's end.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
+@json_option
+@click.pass_obj
+def prune(app: App, older_than: str, dry_run: bool, as_json: bool) -> None:
+    """Removes jobs that ended longer ago: inputs, results, all. Needs the store alone.
+
+    Also what cut submissions, uploads and searches left, and verdicts on uploads, of that age and
+    at least a day. Jobs that have not ended stay.
+
+    \b
+    Example: ramole jobs prune --older-than 30d --dry-run
+    """
+    age_seconds = duration_seconds(older_than)
+    with PruneLine(sys.stderr) as line:
+        total = app.client.prune(age_seconds, dry_run, echo_json if as_json else _echo, line.show)
+    if as_json:
+        echo_json(total)
+    else:
+        click.echo(_summary(total))
+
+
+def _echo(job: PrunedJob) -> None:
+    size = shown_bytes(job.size_bytes)
+    click.echo(f"{job.job_id}  ended {job.ended_at}  {counted(job.num_objects, 'object')}  {size}")
+
+
+def _summary(total: Pruned) -> str:
+    parts = [
+        counted(total.num_jobs, "job"),
+        *(
+            counted(number, noun)
+            for number, noun in (
+                (total.num_submissions, "cut submission"),
+                (total.num_uploads, "staged upload"),
+                (total.num_messages, "message"),
+                (total.num_markers, "marker"),
+                (total.num_files, "temporary file"),
+            )
+            if number
+        ),
+    ]
+    verb = "would remove" if total.dry_run else "removed"
+    size = shown_bytes(total.size_bytes)
+    return f"{verb} {', '.join(parts)}: {counted(total.num_objects, 'object')}, {size}"
 
 
 @click.command()

@@ -19,9 +19,12 @@ _FOREIGN: Final = tuple(PREFIX + n for n in ("HOME", "BROKER_", "STORE_", "MODEL
 
 @contextmanager
 def temporary_system(
-    prefix: str, keep: bool = False, variables: Mapping[str, str] | None = None
+    prefix: str,
+    keep: bool = False,
+    variables: Mapping[str, str] | None = None,
+    num_workers: int = 1,
 ) -> Iterator[Client]:
-    """Broker and worker on the zoo, ready; stopped at the end, and gone unless `keep`.
+    """Broker and workers on the zoo, one of them ready; stopped at the end, gone unless `keep`.
 
     The folder is `client.settings.home`; it also ends when this process dies. Settings of the
     environment hold, but for those that point to another system, model or encoder; `variables`
@@ -31,6 +34,7 @@ def temporary_system(
     env = own_environment() | dict(variables or {})
     settings = Settings.load(env, home=home)
     argv = [sys.executable, "-m", "producer", "--home", str(home), "up"]
+    argv += ["--workers", str(num_workers)]
     try:
         start_detached(settings, argv, tied=True, env=env)
         yield Client(settings)

@@ -7,19 +7,20 @@ import csv
 from collections.abc import Iterator
 from typing import BinaryIO, Final
 
-from producer.readers.lines import TOO_LONG, bounded_lines
+from producer.readers.lines import MAX_LINE_BYTES, TOO_LONG, bounded_lines
 from producer.readers.record import RecordReader
-from ramole_core.errors import InvalidInputError
-from ramole_core.jobs import MAX_PROMPT_BYTES, PromptRequest
+from ramole_core.errors import InvalidInputError, printable
+from ramole_core.jobs import PromptRequest
 
 # Wrong quoting in any state of the parser: it reports an error there and starts afresh.
 _BROKEN_ROW: Final = '"x"x"\n'
 
 
 def read_csv(file: BinaryIO, records: RecordReader, name: str) -> Iterator[PromptRequest]:
-    """The requests of all rows below the header. Raises InvalidInputError for the header."""
-    csv.field_size_limit(MAX_PROMPT_BYTES)
-    table = _Table(file)
+    """The requests of all rows below the header. Raises InvalidInputError for the header, and
+    for a row without end."""
+    csv.field_size_limit(MAX_LINE_BYTES)  # below, the row is measured
+    table = _Table(file, name)
     header = _header(table, name)
     if header is None:
         return
@@ -37,13 +38,15 @@ def read_csv(file: BinaryIO, records: RecordReader, name: str) -> Iterator[Promp
 class _Table:
     """Rows with the number of their first line; a reason in place of a row that is broken."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, name: str) -> None:
+        self._name = name
         self._too_long = False
+        self._row_bytes = 0  # a quoted row may have many lines; all count
         self._reader = csv.reader(self._text(file), strict=True)
 
     def rows(self) -> Iterator[tuple[int, list[str] | str]]:
         while True:
-            number = self._reader.line_num + 1
+            number, self._row_bytes = self._reader.line_num + 1, 0
             try:
                 row: list[str] | str = next(self._reader)
             except StopIteration:
@@ -55,8 +58,14 @@ class _Table:
                 yield number, row
 
     def _text(self, file: BinaryIO) -> Iterator[str]:
-        for _, line in bounded_lines(file):
+        for number, line in bounded_lines(file):
             self._too_long = line is None
+            self._row_bytes += len(line or b"")
+            if self._row_bytes > MAX_LINE_BYTES:  # where the next row begins, nobody can say
+                raise InvalidInputError(
+                    f"{self._name}: line {number}: a row of more than {MAX_LINE_BYTES} bytes ends "
+                    "here; is a quote left open?"
+                )
             yield _BROKEN_ROW if line is None else line.decode(errors="surrogateescape")
 
 
@@ -69,7 +78,7 @@ def _header(table: _Table, name: str) -> list[str] | None:
 
 def _columns(header: list[str], records: RecordReader, name: str) -> dict[str, int]:
     if records.prompt_field not in header:
-        shown = ", ".join(header)[:200].encode(errors="replace").decode()
+        shown = printable(", ".join(header)[:200])[:200]
         raise InvalidInputError(
             f"{name}: no column {records.prompt_field!r} in the header ({shown}); "
             "name the right one with --prompt-field"

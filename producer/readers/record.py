@@ -3,17 +3,26 @@
 Contract: `RecordReader.request` never raises and never returns a prompt the worker would refuse.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any, Final
 
 from pydantic import ValidationError
 
 from producer.readers.openai_batch import from_batch_line, is_batch_line
 from producer.reasons import first_reason
-from ramole_core.jobs import MAX_PROMPT_BYTES, ErrorRecord, PromptOptions, PromptRequest
+from ramole_core.errors import printable
+from ramole_core.jobs import (
+    MAX_PROMPT_BYTES,
+    AdapterChoice,
+    ErrorRecord,
+    Message,
+    PromptOptions,
+    PromptRequest,
+)
 
 OPTION_NAMES: Final = frozenset(PromptOptions.model_fields)
 MAX_REASON_CHARS: Final = 300
+MAX_ID: Final = 10**1000
 
 
 class BadLineError(ValueError):
@@ -44,8 +53,8 @@ class RecordReader:
 
     def bad(self, index: int, number: int, reason: str, id: str | None = None) -> PromptRequest:
         """The request of a line that holds no usable record."""
-        message = f"{self._unit} {number}: {reason}"[:MAX_REASON_CHARS]
-        error = ErrorRecord(code="bad_line", message=message.encode(errors="replace").decode())
+        message = printable(f"{self._unit} {number}: {reason}"[:MAX_REASON_CHARS])
+        error = ErrorRecord(code="bad_line", message=message[:MAX_REASON_CHARS])
         return PromptRequest(index=index, id=id, error=error)
 
     def _checked(self, index: int, record: Any) -> PromptRequest:
@@ -58,6 +67,7 @@ class RecordReader:
         id_ = _checked_id(rest.pop(self.id_field, None))
         messages = rest.pop("messages", None) if prompt is None or not self._foreign else None
         _check_prompt(prompt, messages, self.prompt_field)
+        _check_keys("messages", messages, Message.model_fields)
         options = self._checked_options(rest) if rest else {}
         try:
             request = PromptRequest(
@@ -78,6 +88,7 @@ class RecordReader:
             raise BadLineError(
                 f"unknown key {str(unknown[0])[:80]!r}{remedy if self._unit == 'line' else ''}"
             )
+        _check_keys("adapters", rest.get("adapters"), AdapterChoice.model_fields)
         try:
             PromptOptions.model_validate(rest)
         except ValidationError as e:
@@ -108,6 +119,14 @@ def _check_prompt(prompt: Any, messages: Any, field: str) -> None:
         _check_size(len(prompt.encode(errors="replace")))
 
 
+def _check_keys(field: str, items: Any, known: Container[str]) -> None:
+    """One complaint of an object with unknown keys; pydantic would make one of each key."""
+    for number, item in enumerate(items if isinstance(items, list) else ()):
+        for key in item if isinstance(item, dict) else ():
+            if key not in known:
+                raise BadLineError(f"{field}.{number}: unknown key {str(key)[:80]!r}")
+
+
 def _check_messages(request: PromptRequest) -> None:
     if not request.query():
         raise BadLineError("messages: at least one user message with text is needed")
@@ -123,6 +142,8 @@ def _checked_id(value: Any) -> str | None:
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, int) and not isinstance(value, bool):
+        if abs(value) > MAX_ID:
+            raise BadLineError("'id' is too large a number: write it as text")
         return str(value)
     raise BadLineError(f"'id' must be text or a whole number, not {_type_name(value)}")
 

@@ -25,7 +25,7 @@ from ramole_core.adapters.names import FILES
 from ramole_core.adapters.ref import AdapterRef
 from ramole_core.adapters.weights import LoraWeights
 from ramole_core.errors import AdapterRefusedError, NotFoundError, PromptError
-from ramole_core.store.base import ObjectStore
+from ramole_core.store.base import ObjectStore, local_file
 
 DEFAULT_MAX_BYTES: Final = 20 << 30
 _TMP: Final = ".tmp"
@@ -49,7 +49,7 @@ class AdapterCache:
         """The weights of a version, downloaded when they are not here.
 
         Raises PromptError('adapter_unavailable') when the version does not exist or is damaged in
-        the store, StoreUnavailableError when the store does not answer.
+        the store, UnavailableError when the store does not answer or this disk is full.
         """
         with self._one_at_a_time(ref):
             return self._cached(ref) or self._downloaded(ref)
@@ -76,17 +76,16 @@ class AdapterCache:
 
         temporary = self._folder / _TMP / secrets.token_hex(8)
         try:
-            temporary.mkdir(parents=True)
-            self._fetch(ref, temporary)
-            weights = load_lora(temporary)
-            self._path(ref).parent.mkdir(parents=True, exist_ok=True)
-            with suppress(OSError):  # another process was first
-                os.rename(temporary, self._path(ref))
-            self._prune(keep=ref)
+            with local_file(self._folder):  # a full disk is no fault of the adapter
+                temporary.mkdir(parents=True)
+                self._fetch(ref, temporary)
+                weights = load_lora(temporary)
+                self._path(ref).parent.mkdir(parents=True, exist_ok=True)
+                with suppress(OSError):  # another process was first
+                    os.rename(temporary, self._path(ref))
+                self._prune(keep=ref)
         except AdapterRefusedError as e:
             raise _unavailable(ref, str(e)) from e
-        except OSError as e:
-            raise _unavailable(ref, f"cache {self._folder}: {e.strerror or e}") from e
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         return weights

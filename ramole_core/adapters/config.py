@@ -73,11 +73,12 @@ class LoraConfigView:
 def read_config(path: Path) -> LoraConfigView:
     """Reads the file. Raises AdapterRefusedError."""
     try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise AdapterRefusedError("too_large", f"{path.name} is over {MAX_CONFIG_BYTES} bytes")
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(MAX_CONFIG_BYTES + 1)  # whatever size the file claims to have
     except OSError as e:
         raise AdapterRefusedError("unreadable", f"{path.name}: {e.strerror or e}") from e
+    if len(data) > MAX_CONFIG_BYTES:
+        raise AdapterRefusedError("too_large", f"{path.name} is over {MAX_CONFIG_BYTES} bytes")
     return parse_config(data)
 
 
@@ -111,7 +112,7 @@ def _check_key(key: str, value: Any) -> None:
         _check_auto_mapping(value)
     elif key not in _READ or (key == "runtime_config" and not _inert_table(value)):
         reason = _REASONS.get(key, "unsupported_option")
-        raise _refused(reason, f"{key[:80]} is {value!r:.60}: not supported, only plain LoRA is")
+        raise _refused(reason, f"{key[:80]!r} is {value!r:.60}: not supported, only plain LoRA is")
 
 
 def _inert(value: Any) -> bool:

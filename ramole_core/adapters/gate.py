@@ -17,7 +17,7 @@ from ramole_core.adapters.config import CONFIG_FILE, LoraConfigView, read_config
 from ramole_core.adapters.headers import TensorInfo, read_header
 from ramole_core.adapters.names import FILES, WEIGHTS_FILE, check_file_name
 from ramole_core.adapters.targets import TargetRules
-from ramole_core.errors import AdapterRefusedError
+from ramole_core.errors import AdapterRefusedError, printable
 from ramole_core.settings import Settings
 
 PREFIX: Final = "base_model.model."
@@ -85,8 +85,7 @@ def _check_files(folder: Path, limits: Limits) -> list[str]:
             f"{WEIGHTS_FILE}: {size_bytes} bytes are over the limit of "
             f"{limits.max_adapter_bytes} (RAMOLE_MAX_ADAPTER_BYTES)",
         )
-    shown = ", ".join(others).encode(errors="backslashreplace").decode()
-    return [f"ignored: {shown[:200]}"] if others else []
+    return [f"ignored: {printable(', '.join(others))[:200]}"] if others else []
 
 
 def _check_entry(name: str, mode: int) -> bool:

@@ -1,7 +1,7 @@
 """From `staging/<upload_id>/` to this machine's disk, through every check. Needs torch to run.
 
 Names and sizes are checked before anything large is fetched; nothing in the store is changed.
-The errors are AdapterRefusedError and StoreUnavailableError.
+The errors are AdapterRefusedError, UnavailableError and, where this disk fails, OSError.
 """
 
 from collections.abc import Callable, Mapping

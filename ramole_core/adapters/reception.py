@@ -28,7 +28,7 @@ from ramole_core.adapters.staging import UPLOAD_FILE, Upload
 from ramole_core.adapters.verdict import Verdict, VerdictError, read_verdict, write_verdict
 from ramole_core.errors import AdapterRefusedError, InvalidInputError, NotFoundError
 from ramole_core.jobs import checked_name, utc_now
-from ramole_core.store.base import ObjectStore, to_json
+from ramole_core.store.base import ObjectStore, local_file, to_json
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +52,8 @@ def receive(
 ) -> Verdict:
     """Accepts or refuses one upload, answers in the store and clears its staging folder.
 
-    Raises only what a later try may heal (StoreUnavailableError, what `describe` raises), and
-    InvalidInputError for an id that is none.
+    Raises only what a later try may heal (UnavailableError: the store is away, this disk is full;
+    what `describe` raises), and InvalidInputError for an id that is none.
     """
     checked_name("upload", upload_id)
     verdict = read_verdict(store, upload_id)
@@ -112,10 +112,11 @@ class _Reception:
 
     def verdict(self, workdir: Path) -> Verdict:
         """Takes all steps; a refusal becomes the answer."""
-        workdir.mkdir(parents=True, exist_ok=True)
         try:
-            with tempfile.TemporaryDirectory(prefix="upload-", dir=workdir) as folder:
-                return self._earlier() or self._fresh(Path(folder))
+            with local_file(workdir):  # a full disk is no fault of the upload
+                workdir.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryDirectory(prefix="upload-", dir=workdir) as folder:
+                    return self._earlier() or self._fresh(Path(folder))
         except AdapterRefusedError as e:
             error = VerdictError(code=e.code, reason=e.reason, message=str(e))
             return Verdict(status="refused", name=self._name, version=None, error=error)

@@ -31,23 +31,22 @@ def check_samples(samples: Sequence[object]) -> list[str]:
 def parse_samples(data: bytes) -> list[str]:
     """The samples of a file's bytes. Raises AdapterRefusedError."""
     if len(data) > MAX_SAMPLES_BYTES:
-        raise AdapterRefusedError(
-            "too_large", f"{SAMPLES_FILE}: {len(data)} bytes are over {MAX_SAMPLES_BYTES}"
-        )
-    lines = data.removesuffix(b"\n").split(b"\n") if data else []
-    if len(lines) > MAX_SAMPLES:
-        raise AdapterRefusedError("num_samples", f"{len(lines)} samples: at most {MAX_SAMPLES}")
+        raise AdapterRefusedError("too_large", f"{SAMPLES_FILE}: over {MAX_SAMPLES_BYTES} bytes")
+    data = data.removesuffix(b"\n")
+    if (further := data.count(b"\n")) >= MAX_SAMPLES:  # counted first: lines apart take more room
+        raise AdapterRefusedError("num_samples", f"{further + 1} samples: at most {MAX_SAMPLES}")
+    lines = data.split(b"\n") if data else []
     return check_samples([_parsed(number, line) for number, line in enumerate(lines, start=1)])
 
 
 def read_samples(path: Path) -> list[str]:
     """The samples of a file. Raises AdapterRefusedError."""
     try:
-        if path.stat().st_size > MAX_SAMPLES_BYTES:
-            raise AdapterRefusedError("too_large", f"{path}: over {MAX_SAMPLES_BYTES} bytes")
-        return parse_samples(path.read_bytes())
+        with path.open("rb") as file:
+            data = file.read(MAX_SAMPLES_BYTES + 1)  # whatever size the file claims to have
     except OSError as e:
         raise AdapterRefusedError("unreadable", f"{path}: {e.strerror or e}") from e
+    return parse_samples(data)
 
 
 def encode_samples(samples: Sequence[str]) -> bytes:

@@ -6,9 +6,12 @@ What passes is UTF-8, names every key once, holds no NaN or Infinity (nor a numb
 
 import json
 import math
-from typing import Any
+from typing import Any, Final
 
 from ramole_core.store.base import to_json
+
+# Python's own limit depends on how deep its caller is: one side would take what another refuses.
+MAX_DEPTH: Final = 64
 
 
 class DuplicateKeyError(ValueError):
@@ -24,6 +27,7 @@ def parse_strict(data: bytes) -> Any:
             parse_float=_finite,
             parse_constant=_no_constant,
         )
+        _check_depth(value)
         to_json(value)
     except UnicodeDecodeError as e:
         raise ValueError(f"not UTF-8 at byte {e.start}") from e
@@ -32,6 +36,20 @@ def parse_strict(data: bytes) -> Any:
     except RecursionError as e:
         raise ValueError("nested too deeply") from e
     return value
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for part in level
+            if isinstance(part, dict | list)
+            for inner in (part.values() if isinstance(part, dict) else part)
+        ]
+        if not level:
+            return
+    raise ValueError(f"nested deeper than {MAX_DEPTH}")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import hashlib
 import io
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -62,7 +62,7 @@ class VectorShelf:
         """
         try:
             return self._read(ref)
-        except (NotFoundError, ValueError, EOFError, OSError) as e:
+        except (NotFoundError, ValueError) as e:
             if str(ref) in self._trained:
                 raise NotFoundError(
                     f"its vector under encoder {self._version} is gone or damaged, and jobs pin "
@@ -75,9 +75,15 @@ class VectorShelf:
         wanted = self._trained.get(str(ref))
         if wanted is not None and hashlib.sha256(data).hexdigest() != wanted:
             raise ValueError("not the vector that was trained")
-        return self._checked(np.load(io.BytesIO(data), allow_pickle=False))
+        try:
+            vector = np.load(io.BytesIO(data), allow_pickle=False)
+        except Exception as e:  # numpy's reader raises a dozen kinds, of its tokenizer for one
+            raise ValueError(f"not a .npy file: {type(e).__name__}") from e
+        return self._checked(vector)
 
-    def _checked(self, vector: Vectors) -> Vectors:
+    def _checked(self, vector: Any) -> Vectors:
+        if not isinstance(vector, np.ndarray) or vector.dtype != np.float32:  # or an archive's
+            raise ValueError("not an array of float32")
         if vector.shape != (self._width,) or not np.isfinite(vector).all():
             raise ValueError("not a vector of this encoder")
         return np.asarray(vector, dtype=np.float32)

@@ -127,6 +127,11 @@ class DirectoryStore:
             finally:
                 temporary.unlink(missing_ok=True)
 
+    def unfinished(self) -> list[Path]:
+        """Files of writes under way, or that were cut (kill -9)."""
+        with self._translated(_TMP):
+            return sorted((self._root / _TMP).glob("*"))
+
     def _path(self, key: str) -> Path:
         """Where the object lies. Through a symbolic link lies nothing: NotFoundError."""
         path = self._root / checked_key(key)

@@ -28,7 +28,7 @@ _MISSING: Final = {"NoSuchKey", "NoSuchObject", "NotFound"}
 _EXISTS: Final = {"PreconditionFailed", "ConditionalRequestConflict"}
 _CREDENTIALS: Final = "; check RAMOLE_STORE_ACCESS_KEY and RAMOLE_STORE_SECRET_KEY"
 _HINTS: Final = {
-    "AccessDenied": _CREDENTIALS,
+    "AccessDenied": "; the policy of this access key refuses it (deploy/s3 has those that work)",
     "InvalidAccessKeyId": _CREDENTIALS,
     "SignatureDoesNotMatch": _CREDENTIALS,
     "NoSuchBucket": "; a worker makes it at start, or make it by hand",
@@ -184,7 +184,8 @@ class MinioStore:
             if e.code in _MISSING:
                 raise NotFoundError(f"{key} is not in {where}") from e
             hint = _HINTS.get(e.code or "", "")
-            raise StoreUnavailableError(f"{where}: {e.code}: {e.message}{hint}") from e
+            said = f" at {key}" if e.code == "AccessDenied" else f": {e.message}"
+            raise StoreUnavailableError(f"{where}: {e.code}{said}{hint}") from e
         except (MinioException, urllib3.exceptions.HTTPError) as e:
             raise StoreUnavailableError(f"{where}: {_cause(e)}") from e
 

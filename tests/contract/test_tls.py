@@ -20,7 +20,8 @@ from ramole_core.errors import BrokerUnavailableError, ConfigError, StoreUnavail
 from ramole_core.settings import Settings
 from ramole_core.store import open_store
 from ramole_core.store.minio import MinioStore
-from tests.servers import free_port, redis_server
+from tests.integration.guarded import guarded_redis, new_passwords
+from tests.servers import free_port
 from worker.app import make_app
 from worker.services import connect
 
@@ -96,7 +97,9 @@ def test_s3_over_tls_needs_the_ca(s3_over_tls: str, certificate: tuple[Path, Pat
 
 
 @pytest.mark.s3
-def test_redis_over_tls_needs_the_ca(certificate: tuple[Path, Path], tmp_path: Path) -> None:
+def test_redis_over_tls_with_users_needs_the_ca(
+    certificate: tuple[Path, Path], tmp_path: Path
+) -> None:
     binary = shutil.which("redis-server")  # the bundled one has no TLS
     if binary is None:
         pytest.skip("no redis-server with TLS")
@@ -104,12 +107,19 @@ def test_redis_over_tls_needs_the_ca(certificate: tuple[Path, Path], tmp_path: P
     options = ["--tls-port", str(port), "--tls-auth-clients", "no",
                "--tls-cert-file", str(certificate[0]), "--tls-key-file", str(certificate[1]),
                "--tls-ca-cert-file", str(certificate[0])]  # fmt: skip
-    url = f"rediss://127.0.0.1:{port}/0"
-    with redis_server(tmp_path, *options, port=plain, binary=binary):
-        settings = Settings.load({}, broker_url=url, broker_ca_file=str(certificate[0]))
-        Broker(settings).check()
-        assert connect(settings).ping()
-        app = make_app(settings)
+    passwords = new_passwords()
+
+    def settings(role: str, ca_file: Path | str) -> Settings:
+        url = f"rediss://{role}:{passwords[role]}@127.0.0.1:{port}/0"
+        return Settings.load({}, broker_url=url, broker_ca_file=str(ca_file))
+
+    with guarded_redis(tmp_path, plain, passwords, *options):
+        producer, worker = settings("producer", certificate[0]), settings("worker", certificate[0])
+        Broker(producer).check_rights()
+        Broker(producer).send(messages.ANSWER, "x")
+        assert connect(worker).ping()
+        app = make_app(worker)
         app.send_task(messages.ANSWER, args=["x"], queue=messages.CONTROL_QUEUE)
+        assert connect(worker).llen(f"{messages.KEY_PREFIX}celery:{messages.CONTROL_QUEUE}") == 2
         with pytest.raises(BrokerUnavailableError, match="certificate"):
-            Broker(Settings.load({}, broker_url=url)).check()
+            Broker(settings("producer", "")).check()

@@ -66,6 +66,7 @@ def every_command(folder: Path) -> dict[str, list[str]]:
         "upload": ["adapters", "upload", str(adapter), "--name", "n", "--samples", str(samples)],
         "doctor": ["doctor"],
         "jobs": ["jobs"],
+        "prune": ["jobs", "prune", "--older-than", "30d"],
         "results": ["results", JOB],
         "list": ["adapters", "list"],
         "show": ["adapters", "show", "n"],
@@ -76,7 +77,7 @@ def every_command(folder: Path) -> dict[str, list[str]]:
 
 
 # What the store alone can answer: these work (or find nothing) while Redis is away.
-STORE_ONLY = {"jobs", "results", "list", "show", "remove", "retry", "encoders", "routers"}
+STORE_ONLY = {"jobs", "prune", "results", "list", "show", "remove", "retry", "encoders", "routers"}
 
 
 def run_all(

@@ -1,14 +1,12 @@
-"""Served mode: the compose file's own commands and environment on a password-protected Redis and a
-real S3 server. What compose resolves by host name is replaced by addresses of this machine."""
+"""Served mode: the compose file's own commands and environment on a Redis with the users of
+deploy/redis and a real S3 server with the policies of deploy/s3. What compose resolves by host name
+is replaced by addresses of this machine."""
 
 import contextlib
 import os
-import secrets
-import shutil
 import signal
 import subprocess
 import sys
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +16,16 @@ import pytest
 from redis import Redis
 
 from producer.client import Client
+from producer.doctor import examine
 from ramole_core import zoo
-from ramole_core.errors import BrokerUnavailableError
+from ramole_core.errors import BrokerUnavailableError, StoreUnavailableError
 from ramole_core.jobs import JobState
 from ramole_core.settings import Settings
 from tests.contract.test_object_store import real_endpoint
+from tests.integration.guarded import guarded_redis, new_passwords
 from tests.integration.system import kill, zoo_prompts
-from tests.servers import free_port, redis_server, wait_until
+from tests.s3_roles import ROLES, guarded_bucket
+from tests.servers import free_port, wait_until
 from tests.unit.test_compose import compose, example_env
 
 __all__ = ["real_endpoint"]
@@ -39,7 +40,8 @@ class Served:
     services: dict[str, Any]
     replaced: dict[str, str]
     folder: Path
-    password: str
+    port: int
+    passwords: dict[str, str]
 
     def environment(self, service: str) -> dict[str, str]:
         """The service's environment as compose gives it, with this machine's addresses."""
@@ -50,8 +52,11 @@ class Served:
         home.mkdir(exist_ok=True)
         return {k: v for k, v in given.items() if v} | {"RAMOLE_HOME": str(home)}
 
-    def client(self) -> Client:
-        return Client(Settings.load(self.environment("producer")))
+    def client(self, service: str = "producer") -> Client:
+        return Client(Settings.load(self.environment(service)))
+
+    def admin(self) -> Redis:
+        return Redis(port=self.port, username="admin", password=self.passwords["admin"])
 
     @contextlib.contextmanager
     def worker(self, name: str) -> Iterator["subprocess.Popen[bytes]"]:
@@ -77,27 +82,17 @@ class Served:
         return (self.folder / f"{name}.log").read_text(errors="replace")
 
 
-def debian_redis(
-    folder: Path, port: int, password: str
-) -> "contextlib.AbstractContextManager[str]":
-    """Redis as the compose file configures it; Debian's server where it is installed."""
-    binary = shutil.which("redis-server")
-    options = ["--requirepass", password, "--maxmemory-policy", "noeviction"]
-    return redis_server(folder, *options, port=port, binary=binary)
-
-
 @pytest.fixture
 def served(tmp_path: Path, real_endpoint: str) -> Iterator[Served]:
-    port, password = free_port(), secrets.token_hex(8)
-    env = example_env() | {
-        "REDIS_PASSWORD": password,
-        "MINIO_ROOT_USER": "testkey123",
-        "MINIO_ROOT_PASSWORD": "testsecret123",
-        "RAMOLE_BUCKET": f"served-{uuid.uuid4().hex[:12]}",
-    }
+    port, passwords = free_port(), new_passwords()
+    bucket, _ = guarded_bucket(real_endpoint)
+    keys = {f"S3_{role.upper()}_{part}": f"{role}-{part.lower()}"
+            for role in ROLES for part in ("KEY", "SECRET")}  # fmt: skip
+    secrets = {f"REDIS_{role.upper()}_PASSWORD": text for role, text in passwords.items()}
+    env = example_env() | keys | secrets | {"RAMOLE_BUCKET": bucket}
     replaced = {"@redis:6379": f"@127.0.0.1:{port}", "http://minio:9000": real_endpoint}
-    with debian_redis(tmp_path / "redis", port, password):
-        yield Served(compose(env)["services"], replaced, tmp_path, password)
+    with guarded_redis(tmp_path / "redis", port, passwords):
+        yield Served(compose(env)["services"], replaced, tmp_path, port, passwords)
 
 
 def test_two_workers_answer_a_job_and_survive_each_others_death(served: Served) -> None:
@@ -115,9 +110,14 @@ def test_two_workers_answer_a_job_and_survive_each_others_death(served: Served) 
         results = list(client.results(job.job_id))
         assert [r.index for r in results] == list(range(60))
         assert all(len(r.adapters) == 3 for r in results)
-        assert client.search(records[0]["prompt"], k=1)
+        (best,) = client.search(records[0]["prompt"], k=1)
+        with pytest.raises(StoreUnavailableError, match="AccessDenied"):
+            client.remove_adapter(best.name)
+        assert served.client("operator").remove_adapter(best.name, any_owner=True)
+        assert [check.name for check in examine(client.settings) if not check.ok] == []
+        assert served.admin().acl_log() == []
     logs = served.log("w0") + served.log("w1")
-    assert served.password not in logs and "testsecret123" not in logs
+    assert not any(secret in logs for secret in [*served.passwords.values(), "worker-secret"])
     assert "Traceback" not in logs
 
 
@@ -145,7 +145,7 @@ def test_a_wiped_redis_loses_no_job(served: Served) -> None:
         job = client.submit(prompts, shard_size=16, max_new_tokens=32, adapters=[])
         wait_until(lambda: client.status(job.job_id).num_shards_done > 0, 30, "a shard")
         assert not client.status(job.job_id).state.ended
-        Redis.from_url(client.settings.redis_url).flushall()
+        served.admin().flushall()
         status = client.wait(job.job_id, timeout_seconds=90)
         assert status.state is JobState.COMPLETED
         assert [r.index for r in client.results(job.job_id)] == list(range(len(prompts)))
@@ -153,7 +153,9 @@ def test_a_wiped_redis_loses_no_job(served: Served) -> None:
 
 def test_a_wrong_password_is_one_error_that_does_not_show_it(served: Served) -> None:
     env = served.environment("producer")
-    env["RAMOLE_BROKER_URL"] = env["RAMOLE_BROKER_URL"].replace(served.password, "not-it")
+    env["RAMOLE_BROKER_URL"] = env["RAMOLE_BROKER_URL"].replace(
+        served.passwords["producer"], "not-it"
+    )
     with pytest.raises(BrokerUnavailableError, match="RAMOLE_BROKER_URL") as caught:
         Client(Settings.load(env)).broker.check()
     assert "not-it" not in str(caught.value)

@@ -21,7 +21,7 @@ from tests.integration.system import System
 BY_COMMAND = (
     "pickle_beside", "pickle_renamed", "symlink", "not_lora", "unknown_layer", "path_in_a_name",
     "nan", "all_b_zero", "rank_over_limit", "dora", "bias", "modules_to_save", "unknown_key",
-    "header_longer_than_file",
+    "header_longer_than_file", "gzip_as_weights", "fifo_as_config", "weights_sparse",
 )  # fmt: skip
 
 

@@ -61,7 +61,7 @@ def test_every_variable_stands_in_the_example_and_every_example_is_used() -> Non
 
 def test_every_ramole_variable_is_a_setting(services: dict[str, Any]) -> None:
     known = {variable for variable, _, _ in describe()}
-    for name in ("worker", "worker-gpu", "producer"):
+    for name in ("worker", "worker-gpu", "producer", "operator"):
         given = {k for k in services[name]["environment"] if k.startswith("RAMOLE_")}
         assert given <= known
 
@@ -71,7 +71,7 @@ def test_workers_and_producers_reach_the_ports_that_redis_and_minio_open(
 ) -> None:
     environment = services["worker"]["environment"]
     settings = Settings.load(environment, home=None)
-    assert settings.redis_url == "redis://:change-me-redis@redis:6379/0"
+    assert settings.redis_url == "redis://worker:change-me-redis-worker@redis:6379/0"
     assert any(p.endswith(":6379") for p in services["redis"]["ports"])
     store = open_store(settings)
     assert isinstance(store, MinioStore)
@@ -85,11 +85,33 @@ def test_all_published_ports_are_on_loopback(services: dict[str, Any]) -> None:
     assert ports and all(p.startswith("127.0.0.1:") for p in ports)
 
 
-def test_redis_keeps_its_queue(services: dict[str, Any]) -> None:
+def test_redis_keeps_its_queue_and_starts_with_its_users(services: dict[str, Any]) -> None:
     command = services["redis"]["command"]
-    for words in ("--requirepass change-me-redis", "--appendonly yes", "noeviction"):
+    for words in ("sh /deploy/start.sh docker-entrypoint.sh", "--appendonly yes", "noeviction"):
         assert words in command
-    assert "redis-data:/data" in services["redis"]["volumes"]
+    assert {"redis-data:/data", "./deploy/redis:/deploy:ro"} <= set(services["redis"]["volumes"])
+
+
+def test_each_role_has_credentials_of_its_own_and_no_secret_is_an_argument(
+    services: dict[str, Any],
+) -> None:
+    roles = {"worker": "worker", "producer": "producer", "operator": "producer"}  # their Redis user
+    for name, user in roles.items():
+        given = services[name]["environment"]
+        assert given["RAMOLE_BROKER_URL"].startswith(f"redis://{user}:change-me-redis-{user}@")
+        assert given["RAMOLE_STORE_ACCESS_KEY"] == name
+        assert given["RAMOLE_STORE_SECRET_KEY"] == f"change-me-s3-{name}"
+        assert services[name]["depends_on"]["setup"]["condition"].endswith("successfully")
+    for service in services.values():
+        for part in ("command", "entrypoint", "healthcheck", "build"):
+            assert "change-me" not in str(service.get(part, ""))
+    root = [name for name, s in services.items() if "MINIO_ROOT_PASSWORD" in str(s["environment"])]
+    assert sorted(root) == ["minio", "setup"]
+
+
+def test_no_secret_is_there_twice() -> None:
+    secrets = [v for k, v in example_env().items() if k.endswith(("_PASSWORD", "_SECRET"))]
+    assert len(secrets) == 7 and len(set(secrets)) == 7
 
 
 def test_the_worker_scales_and_is_stopped_gently(services: dict[str, Any]) -> None:

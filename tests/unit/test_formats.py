@@ -129,6 +129,7 @@ def patterns() -> dict[str, str]:
     holders: dict[str, Any] = {
         "job_id": "<job_id>", "submission": "<submission>", "shard": "<shard>", "number": "<n>",
         "upload_id": "<upload_id>", "request_id": "<id>", "encoder": "<encoder>",
+        "index": "<index>", "name": "<how>-<worker>",
         "ref": AdapterRef("<name>", "<version>"),  # type: ignore[arg-type]
     }  # fmt: skip
     found = {n: v for n, v in vars(keys).items() if n.isupper() and isinstance(v, str)}
@@ -270,7 +271,7 @@ def commands(group: click.Group, prefix: str = "") -> Iterator[tuple[str, click.
     for name, command in group.commands.items():
         if isinstance(command, click.Group):
             yield from commands(command, f"{prefix}{name} ")
-        else:
+        if not isinstance(command, click.Group) or command.invoke_without_command:
             yield prefix + name, command
 
 

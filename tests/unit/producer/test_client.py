@@ -301,6 +301,7 @@ def test_adapters_are_listed_and_removed_without_redis(
     assert [str(ref) for ref in world.client.remove_adapter("a")] == ["a@1"]
     with pytest.raises(AdapterRefusedError, match="another owner"):
         world.client.remove_adapter("b")
+    assert [str(ref) for ref in world.client.remove_adapter("b", any_owner=True)] == ["b@1"]
     for call in (world.client.adapter, world.client.remove_adapter):
         with pytest.raises(NotFoundError):
             call("nobody")

@@ -67,14 +67,15 @@ class FakeClock:
 class World:
     """A client on a store in `home`, with fakes around it."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, announced: bool = True) -> None:
         self.home = home
         self.store = DirectoryStore(home / "store")
         self.broker = FakeBroker()
         self.clock = FakeClock()
         self.client = Client(Settings.load({}, home=home), clock=self.clock)  # type: ignore[arg-type]
         self.client.broker = self.broker  # type: ignore[assignment]
-        announce(self.store)
+        if announced:
+            announce(self.store)
 
     def requests(self, job_id: str) -> list[PromptRequest]:
         """Everything a job's shards hold, in order."""

@@ -1,0 +1,42 @@
+"""From the outcome of a rehearsal to rows."""
+
+from collections.abc import Iterator
+from typing import Final
+
+from benchmarks.chaos.rehearsal import Outcome
+from benchmarks.report import Row
+
+# Seconds within which all that a fault orphaned has to be there.
+LIMITS: Final = {"worker_kill": 20.0, "redis_wipe": 60.0, "redis_wipe_recover": 60.0}
+
+
+def rows_of(outcome: Outcome) -> Iterator[Row]:
+    """The promises, then the recovery after each kind of fault, then what it was measured on."""
+    verdict = outcome.verdict
+    for name in ("lost", "doubled", "wrong"):
+        yield Row(name, float(getattr(verdict, name)), "prompts", 0.0, "lower")
+    for name, count in {
+        "miscounted_jobs": verdict.miscounted,
+        "jobs_without_end": len(outcome.not_ended),
+    }.items():
+        yield Row(name, float(count), "jobs", 0.0, "lower")
+    for found in outcome.recoveries:
+        limit = LIMITS.get(found.kind)
+        yield Row(f"recovery_{found.kind}_max", found.maximum, "s", limit, "lower")
+        yield Row(f"recovery_{found.kind}_median", found.median, "s", better="lower")
+    for kind, struck in sorted(outcome.struck.items()):
+        yield Row(f"faults_{kind}", float(struck), "faults")
+    yield from _measured_on(outcome)
+
+
+def _measured_on(outcome: Outcome) -> Iterator[Row]:
+    verdict = outcome.verdict
+    yield Row("faults", float(sum(outcome.struck.values())), "faults")
+    yield Row("jobs", float(outcome.num_jobs), "jobs")
+    yield Row("prompts", float(verdict.prompts), "prompts")
+    yield Row("results", float(verdict.results), "prompts")
+    yield Row("cancelled", float(verdict.cancelled), "prompts")
+    for kind in ("beside", "alone"):
+        yield Row(f"charged_{kind}", float(verdict.deaths[kind]), "prompts", better="lower")
+    yield Row("longest_shard", outcome.longest_shard, "s", better="lower")
+    yield Row("drained", outcome.drained, "s", better="lower")
