@@ -10,6 +10,7 @@ from typing import Final
 
 from celery.signals import setup_logging, worker_shutting_down
 
+from ramole_core.engine.factory import SWITCH_SECONDS
 from ramole_core.errors import ConfigError, RamoleError
 from ramole_core.settings import Settings
 from worker import logs
@@ -20,9 +21,6 @@ from worker.tasks import add_tasks
 logger = logging.getLogger("worker")
 
 EX_CONFIG: Final = 78
-# How long a busy thread keeps the interpreter from the engine's, which asks for it at every step of
-# the model. With Python's own 0.005 whole jobs of a small model took 4 % longer.
-SWITCH_SECONDS: Final = 0.0005
 
 
 def main() -> int:

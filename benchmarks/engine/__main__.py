@@ -26,6 +26,7 @@ from benchmarks.engine.race import race
 from benchmarks.engine.sizes import CPU_SHAPE, CUDA_SHAPE, FULL, QUICK, Scale
 from benchmarks.engine.world import World
 from benchmarks.report import Row, report
+from ramole_core.engine.factory import SWITCH_SECONDS
 
 SUFFIX = {"float32": "", "bfloat16": "_bf16"}
 
@@ -34,6 +35,7 @@ def main() -> int:
     """Runs the benchmark; exit code 1 when a target is missed."""
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
+    sys.setswitchinterval(SWITCH_SECONDS)  # as in a worker
     scale = QUICK if arguments.quick else FULL
     shape = CUDA_SHAPE if arguments.device == "cuda" else CPU_SHAPE
     chosen = select(arguments.profile and [arguments.profile] or arguments.only)

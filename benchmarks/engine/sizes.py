@@ -44,4 +44,4 @@ class Scale:
 
 
 FULL: Final = Scale()
-QUICK: Final = Scale(queue=64, lengths=64, pool=64, rounds=1, groups=4)
+QUICK: Final = Scale(queue=64, lengths=48, pool=64, rounds=1, groups=2)
