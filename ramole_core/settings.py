@@ -127,7 +127,7 @@ class Settings:
         "times a shard may be begun, or a prompt may kill its process, before it fails",
     )
     shard_seconds: float = _setting(
-        21600, _number(float, 1, 1e7), "how long a shard may run before what is left of it fails"
+        21600.0, _number(float, 1, 1e7), "how long a shard may run before what is left of it fails"
     )
     lease_seconds: float = _setting(
         8.0, _number(float, 1, 3600), "a shard is taken from a worker silent for this long"
