@@ -192,7 +192,8 @@ class Villain:
     def _worker(self, fault: Fault) -> tuple[int, frozenset[ShardName]]:
         """A worker, if there is one that holds shards, and those. It stands still from here on."""
         held = {pid: self._claims(pid) for pid in sorted(self._holder().worker_pids)}
-        pids = [pid for pid, claims in held.items() if claims] or list(held)
+        awake = [pid for pid in held if pid not in self._frozen] or list(held)
+        pids = [pid for pid in awake if held[pid]] or awake
         if not pids:
             time.sleep(RETRY_SECONDS)
             return self._worker(fault)

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
 
-from ramole_core.errors import InvalidInputError
+from ramole_core.errors import InvalidInputError, printable
 
 MAX_JSON_BYTES: Final = 16 * 1024**2
 MAX_TOKENIZER_BYTES: Final = 64 * 1024**2
@@ -133,7 +133,8 @@ def _check_pair(where: str, key: str, value: Any) -> None:
     if key in _FORBIDDEN:
         raise _Refused(where, f"{key} is not allowed")
     if "_implementation" in key and value not in _IMPLEMENTATIONS:  # others are fetched from a hub
-        raise _Refused(where, f"{key} {_shown(value)} is none of {_listed(_IMPLEMENTATIONS)}")
+        shown = f"{printable(key[:80])} {_shown(value)}"
+        raise _Refused(where, f"{shown} is none of {_listed(_IMPLEMENTATIONS)}")
 
 
 def _check_sentence(where: str, content: dict[str, Any]) -> None:

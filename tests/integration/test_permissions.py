@@ -110,6 +110,7 @@ def test_a_producer_neither_reads_the_ledger_nor_takes_out_nor_deletes(
 def test_a_producer_runs_no_script(guarded: Guarded, script: str) -> None:
     with pytest.raises(NoPermissionError):
         guarded.redis("producer").eval(script, 0)
+    assert guarded.refusals()[0].startswith("producer: ")
 
 
 def test_nobody_comes_in_without_name_and_password(guarded: Guarded) -> None:

@@ -87,6 +87,20 @@ def test_what_a_terminal_obeys_is_escaped() -> None:
     assert printable("a\x1b[2J\n\u202eb\ud800é") == "a\\x1b[2J\\n\\u202eb\\ud800é"
 
 
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("encoder_config", b'{"a\\b_implementation":"x"}'),
+        ("pattern", b"(?\x1a)"),
+        ("csv_table", b"\xff" * 300),
+        ("vector", SEEDS["vector"][0].replace(b"<f4", b"<a4")),
+        ("vector", SEEDS["vector"][0].replace(b"}", b"{")),
+    ],
+)
+def test_what_fuzzing_found_stays_mended(name: str, data: bytes) -> None:
+    PARSERS[name](data)
+
+
 def test_numbers_of_endless_digits_in_python_items_are_bad_items() -> None:
     found = list(read_items([{"prompt": "a", "id": 10**5000}, {"prompt": "a", "k": 10**5000}]))
     errors = [request.error.message for request in found if request.error]

@@ -90,14 +90,14 @@ def test_a_temporary_system_is_its_own_and_ends(
     stopped: list[Settings] = []
 
     def start(settings: Settings, argv: list[str], tied: bool, env: dict[str, str]) -> None:
-        assert argv[-3:] == ["--home", str(settings.home), "up"] and tied
+        assert argv[-5:] == ["--home", str(settings.home), "up", "--workers", "2"] and tied
         started.append(env)
 
     monkeypatch.setattr(temporary, "start_detached", start)
     monkeypatch.setattr(temporary, "stop", stopped.append)
     for name in ("RAMOLE_HOME", "RAMOLE_STORE_URL", "RAMOLE_MODEL", "RAMOLE_TORCH_THREADS"):
         monkeypatch.setenv(name, "1")
-    with temporary.temporary_system("ramole-test-", keep) as client:
+    with temporary.temporary_system("ramole-test-", keep, num_workers=2) as client:
         home = client.settings.home
         assert home.is_dir() and not stopped
         assert (client.settings.store_url, client.settings.torch_threads) == ("", 1)
