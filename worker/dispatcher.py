@@ -8,7 +8,10 @@ overdue and sent again.
 from collections.abc import Callable
 from typing import Any, Final
 
+from kombu.exceptions import KombuError
+
 from ramole_core import messages
+from ramole_core.errors import BrokerUnavailableError
 from worker.ledger import Ledger, ShardRef
 
 MESSAGE_GRACE_SECONDS: Final = 10.0
@@ -41,9 +44,12 @@ class Dispatcher:
         return overdue
 
     def _enqueue(self, ref: ShardRef, priority: int) -> None:
-        self._send(
-            messages.RUN_SHARD,
-            args=[ref.job_id, ref.shard],
-            queue=messages.SHARD_QUEUE,
-            priority=priority,
-        )
+        try:
+            self._send(
+                messages.RUN_SHARD,
+                args=[ref.job_id, ref.shard],
+                queue=messages.SHARD_QUEUE,
+                priority=priority,
+            )
+        except KombuError as e:  # Redis is away; the shard is found overdue
+            raise BrokerUnavailableError(f"Redis (RAMOLE_BROKER_URL): {e}") from e

@@ -29,6 +29,7 @@ class DirectoryStore:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self._was_there = False
 
     @classmethod
     def from_location(cls, location: str) -> "DirectoryStore":
@@ -41,6 +42,7 @@ class DirectoryStore:
 
     def check(self) -> None:
         """See ObjectStore. A root that could be made is as good as one that is there."""
+        self._check_root()
         with self._translated("."):
             nearest = next(path for path in (self._root, *self._root.parents) if path.exists())
         if not nearest.is_dir() or (nearest != self._root and not os.access(nearest, os.W_OK)):
@@ -85,6 +87,7 @@ class DirectoryStore:
     def entries(self, prefix: str) -> Iterator[ObjectInfo]:
         """See ObjectStore."""
         with self._translated(prefix):
+            self._check_root()
             folder = self._root / prefix.rpartition("/")[0]
             if not self._leads_outside(folder):
                 yield from (info for info in self._walk(folder) if info.key.startswith(prefix))
@@ -92,6 +95,7 @@ class DirectoryStore:
     def children(self, prefix: str) -> list[str]:
         """See ObjectStore."""
         with self._translated(prefix):
+            self._check_root()
             folder = self._root / checked_key(prefix.rstrip("/"))
             if not folder.is_dir() or self._leads_outside(folder):
                 return []
@@ -167,9 +171,19 @@ class DirectoryStore:
                     raise
         _sync(path.parent)
 
+    def _check_root(self) -> None:
+        """A root that was there and is gone is an outage: nothing is made anew in its place, and
+        nothing counts as absent. Raises StoreUnavailableError."""
+        if self._root.is_dir():
+            self._was_there = True
+        elif self._was_there or self._root.exists():
+            raise StoreUnavailableError(f"store {self._root} (RAMOLE_STORE_URL) is no folder now")
+
     def _temporary(self) -> Path:
+        self._check_root()
         folder = self._root / _TMP
         folder.mkdir(parents=True, exist_ok=True)
+        self._was_there = True
         return folder / secrets.token_hex(12)
 
     def _written(self, data: bytes) -> Path:
@@ -216,6 +230,7 @@ class DirectoryStore:
         try:
             yield
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as e:
+            self._check_root()
             raise NotFoundError(f"{key} is not in the store {self._root}") from e
         except OSError as e:
             if e.errno == errno.ELOOP:
