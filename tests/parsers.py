@@ -6,7 +6,6 @@ checks what must hold of the answer. Shared by the property tests and by tests/f
 
 import io
 import json
-import logging
 import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -65,7 +64,6 @@ PARSERS: dict[str, Parser] = {}
 SEEDS: dict[str, list[bytes]] = {}
 LINEARS = ("model.layers.0.self_attn.q_proj", "model.layers.11.mlp.up_proj")
 _FOLDER = tempfile.TemporaryDirectory(prefix="ramole-parsers-")
-logging.getLogger("worker.journal").setLevel(logging.CRITICAL)
 
 
 def parser(*seeds: bytes, name: str = "") -> Callable[[Parser], Parser]:
