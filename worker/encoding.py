@@ -23,7 +23,6 @@ from worker.ledger import Claim
 MAX_TEXTS: Final = 256
 QUIET_SECONDS: Final = 1.0  # between two signs of life while another thread wants quiet
 
-
 OnBatch = Callable[[str, frozenset[Claim]], None]  # encoder version, whose texts; none: the end
 _OWNER: ContextVar[Claim | None] = ContextVar("owner", default=None)
 

@@ -152,7 +152,9 @@ def mixed_columns(x: torch.Tensor, group: PackedGroup, segment: Segment) -> torc
     if segment.fused is not None:
         z = torch.where(segment.fused, fused_columns(h, group, segment), z)
     z = z.to(x.dtype)
-    return z if x.dtype == torch.float32 or is_thin(x) else z.mT.contiguous().mT
+    if x.device.type != "cpu" or x.dtype == torch.float32 or is_thin(x):
+        return z
+    return z.mT.contiguous().mT  # row by row: thick products were up to 1.8 x as fast
 
 
 def router_logits(

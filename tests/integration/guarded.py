@@ -5,8 +5,8 @@ import os
 import secrets
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from redis import Redis
 
 from producer.client import Client
 from ramole_core.settings import Settings
+from tests.integration.system import worker_process
 from tests.servers import free_port, redis_server
 
 ROOT = Path(__file__).parents[2]
@@ -73,23 +74,11 @@ class Guarded:
     def client(self, **changes: str) -> Client:
         return Client(Settings.load(self.environment("producer", **changes)))
 
-    @contextlib.contextmanager
-    def worker(self, name: str, **changes: str) -> Iterator["subprocess.Popen[bytes]"]:
-        with (self.folder / f"{name}.log").open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "worker"],
-                env=self.environment("worker", **changes),
-                stdout=log,
-                stderr=log,
-            )
-        try:
-            yield process
-        finally:
-            process.terminate()
-            try:
-                process.wait(timeout=30)
-            finally:
-                process.kill()
+    def worker(
+        self, name: str, **changes: str
+    ) -> AbstractContextManager["subprocess.Popen[bytes]"]:
+        env = self.environment("worker", **changes)
+        return worker_process(["-m", "worker"], env, self.folder / f"{name}.log")
 
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text(errors="replace")

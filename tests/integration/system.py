@@ -78,6 +78,23 @@ def running_system(
         stop(settings)
 
 
+@contextlib.contextmanager
+def worker_process(
+    words: Sequence[str], env: dict[str, str], log: Path
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """A Python process that writes to `log`; ended with the block."""
+    with log.open("wb") as file:
+        process = subprocess.Popen([sys.executable, *words], env=env, stdout=file, stderr=file)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=30)
+        finally:
+            process.kill()
+
+
 def kill(pid: int) -> None:
     """kill -9."""
     with contextlib.suppress(ProcessLookupError):

@@ -2,12 +2,11 @@
 deploy/redis and a real S3 server with the policies of deploy/s3. What compose resolves by host name
 is replaced by addresses of this machine."""
 
-import contextlib
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from ramole_core.jobs import JobState
 from ramole_core.settings import Settings
 from tests.contract.test_object_store import real_endpoint
 from tests.integration.guarded import guarded_redis, new_passwords
-from tests.integration.system import kill, zoo_prompts
+from tests.integration.system import kill, worker_process, zoo_prompts
 from tests.s3_roles import ROLES, guarded_bucket
 from tests.servers import free_port, wait_until
 from tests.unit.test_compose import compose, example_env
@@ -58,25 +57,13 @@ class Served:
     def admin(self) -> Redis:
         return Redis(port=self.port, username="admin", password=self.passwords["admin"])
 
-    @contextlib.contextmanager
-    def worker(self, name: str) -> Iterator["subprocess.Popen[bytes]"]:
+    def worker(self, name: str) -> AbstractContextManager["subprocess.Popen[bytes]"]:
         """One replica of the compose service `worker`."""
         command = list(self.services["worker"]["command"])
         assert command[0] == "python"
         outside = {k: v for k, v in os.environ.items() if not k.startswith("RAMOLE_")}
         env = outside | self.environment("worker") | {"RAMOLE_TORCH_THREADS": "1"}
-        with (self.folder / f"{name}.log").open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, *command[1:]], env=env, stdout=log, stderr=log
-            )
-        try:
-            yield process
-        finally:
-            process.terminate()
-            try:
-                process.wait(timeout=30)
-            finally:
-                process.kill()
+        return worker_process(command[1:], env, self.folder / f"{name}.log")
 
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text(errors="replace")

@@ -10,13 +10,11 @@ from redis import ConnectionError as RedisConnectionError
 from ramole_core import keys
 from ramole_core.adapters.ref import AdapterRef
 from ramole_core.engine.request import Expert, Generation, GenerationFuture, GenerationRequest
-from ramole_core.errors import NotFoundError, PromptError, StoreUnavailableError, TooLargeError
+from ramole_core.errors import NotFoundError, StoreUnavailableError, TooLargeError
 from ramole_core.jobs import ErrorRecord, Finished, JobState, PromptRequest
-from ramole_core.settings import Settings
 from ramole_core.store.directory import DirectoryStore
 from tests.servers import wait_until
-from tests.unit.worker.world import World, make_world, put_job
-from worker.journal import PromptRef
+from tests.unit.worker.world import World, make_world, prompts, put_job, start
 from worker.ledger import Claim, ShardRef
 from worker.results import result_of
 from worker.routing import Routed, seed_of
@@ -26,16 +24,6 @@ from worker.shards import DEADLINE, ShardAbandonedError
 @pytest.fixture
 def world(tmp_path: Path, redis_url: str) -> World:
     return make_world(tmp_path, redis_url)
-
-
-def prompts(*texts: str) -> list[PromptRequest]:
-    return [PromptRequest(index=i, id=f"p{i}", prompt=text) for i, text in enumerate(texts)]
-
-
-def start(world: World, *texts: str, job: str = "j", **options: object) -> None:
-    put_job(world.store, job, prompts(*texts), **options)
-    assert world.desk.start(job)
-    world.dispatcher.fill()
 
 
 def test_a_job_runs_from_manifest_to_final_record(world: World) -> None:
@@ -341,48 +329,6 @@ def test_a_redis_that_stumbles_while_a_shard_runs_costs_nothing(
     world.engine.held[0].set_result(Generation("late", "stop", 1, 1, ()))
     thread.join(timeout=10)
     assert world.results("j")[0].text == "late"
-
-
-def test_what_is_answered_of_a_cancelled_job_is_kept(world: World) -> None:
-    start(world, "a", "b")
-    world.engine.hold = True
-    thread = threading.Thread(target=world.run_next)
-    thread.start()
-    wait_until(lambda: len(world.engine.held) == 2)
-    world.engine.held[0].set_result(Generation("kept", "stop", 1, 1, ()))
-    world.engine.held[1].set_running_or_notify_cancel()  # it is being decoded
-    world.ledger.cancel("j")
-    wait_until(lambda: world.engine.held[1].unwanted)
-    world.engine.held[1].set_exception(PromptError("cancelled", "as the engine says it"))
-    thread.join(timeout=10)
-    kept, cut = world.results("j")
-    assert kept.text == "kept" and cut.error is not None
-    assert (cut.error.code, cut.error.message) == ("cancelled", "the job was cancelled")
-
-
-def test_a_shard_that_takes_too_long_fails_what_is_left(tmp_path: Path, redis_url: str) -> None:
-    world = make_world(tmp_path, redis_url, settings=Settings(shard_seconds=0.0))
-    start(world, "a", "b")
-    world.engine.hold = True
-    world.engine.on_submit = lambda request: setattr(world.engine, "hold", request.prompt != "a")
-    world.run_next()
-    answered, late = sorted(world.results("j"), key=lambda r: r.text is None)
-    assert answered.text and late.error is not None and late.error.code == "shard_deadline"
-    assert "RAMOLE_SHARD_SECONDS" in late.error.message
-
-
-def test_suspects_run_alone_and_the_guilty_not_any_more(world: World) -> None:
-    start(world, "a", "b", "c")
-    for index, deaths in ((1, ["beside-w0"]), (2, ["beside-w0", "alone-w1", "alone-w2"])):
-        for name in deaths:
-            world.store.put(keys.death("j", index, name), b"{}")
-    world.run_next()
-    assert [(r.prompt, r.alone) for r in world.engine.requests] == [("a", False), ("b", True)]
-    assert [r.tag for r in world.engine.requests] == [PromptRef("j", 0), PromptRef("j", 1, True)]
-    innocent, suspect, guilty = world.results("j")
-    assert (innocent.text, suspect.text) == ("A", "B")
-    assert guilty.error is not None and guilty.error.code == "worker_lost"
-    assert "died 3 times while this prompt ran, 2 times with nobody beside" in guilty.error.message
 
 
 def test_a_shard_finished_during_a_drain_is_written(world: World) -> None:

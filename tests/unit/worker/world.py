@@ -194,3 +194,14 @@ def put_job(
     store.put(keys.live(job_id), b"")
     store.put(keys.manifest(job_id), manifest.model_dump_json().encode())
     return manifest
+
+
+def prompts(*texts: str) -> list[PromptRequest]:
+    return [PromptRequest(index=i, id=f"p{i}", prompt=text) for i, text in enumerate(texts)]
+
+
+def start(world: World, *texts: str, job: str = "j", **options: Any) -> None:
+    """A job of these prompts is taken in and sent."""
+    put_job(world.store, job, prompts(*texts), **options)
+    assert world.desk.start(job)
+    world.dispatcher.fill()
