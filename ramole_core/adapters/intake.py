@@ -1,10 +1,11 @@
 """From `staging/<upload_id>/` to this machine's disk, through every check. Needs torch to run.
 
-Names and sizes are checked before anything large is fetched; nothing in the store is changed.
+Names are checked before anything large is fetched, and no file is fetched beyond its limit, even if
+it grows meanwhile; nothing in the store is changed.
 The errors are AdapterRefusedError, UnavailableError and, where this disk fails, OSError.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -19,7 +20,7 @@ from ramole_core.adapters.gate import CheckedUpload, Limits, check_folder
 from ramole_core.adapters.names import FILES, WEIGHTS_FILE, check_file_name, checked_adapter_name
 from ramole_core.adapters.samples import MAX_SAMPLES_BYTES, SAMPLES_FILE, read_samples
 from ramole_core.adapters.staging import MAX_UPLOAD_FILE_BYTES, UPLOAD_FILE, Upload
-from ramole_core.errors import AdapterRefusedError, NotFoundError
+from ramole_core.errors import AdapterRefusedError, NotFoundError, TooLargeError
 from ramole_core.store.base import ObjectStore
 
 STAGED: Final = (*FILES, SAMPLES_FILE)
@@ -73,49 +74,47 @@ def _fetched(
     check_upload: Callable[[Upload], None],
 ) -> Upload:
     """The files as `upload.json` promises them."""
-    sizes = {entry.key.removeprefix(prefix): entry.size_bytes for entry in store.entries(prefix)}
+    names = [entry.key.removeprefix(prefix) for entry in store.entries(prefix)]
+    most = {
+        WEIGHTS_FILE: limits.max_adapter_bytes,
+        CONFIG_FILE: MAX_CONFIG_BYTES,
+        SAMPLES_FILE: MAX_SAMPLES_BYTES,
+    }
     try:
-        upload = _read_upload(store, prefix, sizes)
+        upload = _read_upload(store, prefix, folder)
         check_upload(upload)
-        _check_staged(sizes, upload, limits)
+        _check_names(names, upload)
         (folder / "adapter").mkdir()
         for name in STAGED:
             path = _local(folder, name)
-            store.download(prefix + name, path)
+            store.download(prefix + name, path, most[name])
             if FileInfo.of(path) != upload.files[name]:
                 raise AdapterRefusedError("damaged", f"{name} is not what was sent: try again")
     except NotFoundError as e:
         raise AdapterRefusedError("missing_file", f"the upload is incomplete: {e}") from e
+    except TooLargeError as e:
+        raise AdapterRefusedError("too_large", str(e)) from e
     return upload
 
 
-def _read_upload(store: ObjectStore, prefix: str, sizes: Mapping[str, int]) -> Upload:
-    if sizes.get(UPLOAD_FILE, 0) > MAX_UPLOAD_FILE_BYTES:
-        raise AdapterRefusedError("bad_upload", f"{UPLOAD_FILE} is too large")
+def _read_upload(store: ObjectStore, prefix: str, folder: Path) -> Upload:
+    path = _local(folder, UPLOAD_FILE)
+    store.download(prefix + UPLOAD_FILE, path, MAX_UPLOAD_FILE_BYTES)
     try:
-        upload = Upload.model_validate_json(store.get(prefix + UPLOAD_FILE))
+        upload = Upload.model_validate_json(path.read_bytes())
     except ValidationError as e:
         raise AdapterRefusedError("bad_upload", f"{UPLOAD_FILE} is not readable") from e
     checked_adapter_name(upload.name)
     return upload
 
 
-def _check_staged(sizes: Mapping[str, int], upload: Upload, limits: Limits) -> None:
-    """Names and sizes of what lies there, and of what `upload.json` says lies there."""
-    for name in sorted({*sizes, *upload.files} - {UPLOAD_FILE}):
+def _check_names(names: Iterable[str], upload: Upload) -> None:
+    """What lies there, and what `upload.json` says lies there."""
+    for name in sorted({*names, *upload.files} - {UPLOAD_FILE}):
         check_file_name(name)  # refuses pickles; other files are not fetched
-    most = {
-        WEIGHTS_FILE: limits.max_adapter_bytes,
-        CONFIG_FILE: MAX_CONFIG_BYTES,
-        SAMPLES_FILE: MAX_SAMPLES_BYTES,
-    }
     for name in STAGED:
         if name not in upload.files:
             raise AdapterRefusedError("missing_file", f"the upload has no {name}")
-        if sizes.get(name, 0) > most[name]:
-            raise AdapterRefusedError(
-                "too_large", f"{name}: {sizes[name]} bytes are over the limit of {most[name]}"
-            )
 
 
 def _local(folder: Path, name: str) -> Path:

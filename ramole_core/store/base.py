@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from ramole_core.errors import InvalidInputError, UnavailableError
+from ramole_core.errors import InvalidInputError, TooLargeError, UnavailableError
 
 MAX_KEY_BYTES: Final = 900
 
@@ -71,9 +71,19 @@ class ObjectStore(Protocol):
         """Copies a local file into the store without holding it in memory."""
         ...
 
-    def download(self, key: str, path: Path) -> None:
-        """Copies an object to a local file, atomically (temporary name, then rename)."""
+    def download(self, key: str, path: Path, max_bytes: int | None = None) -> None:
+        """Copies an object to a local file, atomically (temporary name, then rename).
+
+        Raises NotFoundError, and TooLargeError when the object has more than `max_bytes`: no more
+        than these are ever written, whatever a listing said before.
+        """
         ...
+
+
+def too_large(key: str, max_bytes: int) -> TooLargeError:
+    """What `download` raises."""
+    name = key.rpartition("/")[2]
+    return TooLargeError(f"{name}: over the limit of {max_bytes} bytes")
 
 
 @contextmanager

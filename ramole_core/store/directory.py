@@ -11,13 +11,14 @@ import os
 import secrets
 import shutil
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final
 
 from ramole_core.errors import ConfigError, NotFoundError, StoreUnavailableError
-from ramole_core.store.base import ObjectInfo, checked_key, local_file
+from ramole_core.store.base import ObjectInfo, checked_key, local_file, too_large
 
 _TMP: Final = ".tmp"
 _PLACE_ATTEMPTS: Final = 5
@@ -120,13 +121,18 @@ class DirectoryStore:
             finally:
                 temporary.unlink(missing_ok=True)
 
-    def download(self, key: str, path: Path) -> None:
+    def download(self, key: str, path: Path, max_bytes: int | None = None) -> None:
         """See ObjectStore."""
         temporary = path.with_name(f"{path.name}.{secrets.token_hex(6)}.part")
+        left = sys.maxsize if max_bytes is None else max_bytes
         with self._translated(key), self._opened(key) as source, local_file(path):
             try:
                 with temporary.open("xb") as target:
-                    shutil.copyfileobj(source, target, COPY_BYTES)
+                    while part := source.read(min(COPY_BYTES, left + 1)):  # it may grow meanwhile
+                        left -= len(part)
+                        if left < 0:
+                            raise too_large(key, max_bytes or 0)
+                        target.write(part)
                 os.replace(temporary, path)
             finally:
                 temporary.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from minio.error import MinioException, S3Error
 
 from ramole_core.errors import ConfigError, NotFoundError, StoreUnavailableError, TooLargeError
 from ramole_core.settings import Settings
-from ramole_core.store.base import ObjectInfo, checked_key, local_file
+from ramole_core.store.base import ObjectInfo, checked_key, local_file, too_large
 
 CONNECT_SECONDS: Final = 2.0
 READ_SECONDS: Final = 30.0
@@ -150,11 +150,14 @@ class MinioStore:
                 bucket_name=self._bucket, object_name=self._name(key), file_path=str(path)
             )
 
-    def download(self, key: str, path: Path) -> None:
+    def download(self, key: str, path: Path, max_bytes: int | None = None) -> None:
         """See ObjectStore."""
         with self._translated(key), local_file(path):
             self._client.fget_object(
-                bucket_name=self._bucket, object_name=self._name(key), file_path=str(path)
+                bucket_name=self._bucket,
+                object_name=self._name(key),
+                file_path=str(path),
+                progress=None if max_bytes is None else _AtMost(max_bytes, key),
             )
 
     def check(self) -> None:
@@ -196,6 +199,24 @@ class MinioStore:
         return self._client.list_objects(
             bucket_name=self._bucket, prefix=self._prefix + prefix, recursive=recursive
         )
+
+
+class _AtMost:
+    """A progress bar to the client's eyes; ends a download whose answer is too long."""
+
+    def __init__(self, max_bytes: int, key: str) -> None:
+        self._left, self._error = max_bytes, too_large(key, max_bytes)
+
+    def set_meta(self, object_name: str, total_length: int) -> None:
+        """Called with the Content-Length, before a file is opened."""
+        if total_length > self._left:
+            raise self._error
+
+    def update(self, length: int) -> None:
+        """Called with the bytes of every part: an answer need not say its length."""
+        self._left -= length
+        if self._left < 0:
+            raise self._error
 
 
 def _tls(settings: Settings) -> dict[str, Any]:

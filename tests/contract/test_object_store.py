@@ -13,6 +13,7 @@ from ramole_core.errors import (
     InvalidInputError,
     NotFoundError,
     StoreUnavailableError,
+    TooLargeError,
     UnavailableError,
 )
 from ramole_core.settings import Settings
@@ -143,6 +144,12 @@ def test_files_go_up_and_down(store: ObjectStore, tmp_path: Path) -> None:
     source.write_bytes(os.urandom(6 << 20))  # above one multipart part
     store.upload(source, "big/file")
     store.download("big/file", target)
+    assert target.read_bytes() == source.read_bytes()
+    target.unlink()
+    with pytest.raises(TooLargeError, match=f"file: over the limit of {(6 << 20) - 1} bytes"):
+        store.download("big/file", target, max_bytes=(6 << 20) - 1)
+    assert not target.exists()
+    store.download("big/file", target, max_bytes=6 << 20)
     assert target.read_bytes() == source.read_bytes()
     assert [p.name for p in tmp_path.iterdir() if "part" in p.name] == []
 

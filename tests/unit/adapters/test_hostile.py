@@ -1,10 +1,12 @@
 """The whole corpus in a fresh process: nothing runs, nothing takes long, both sides agree."""
 
 import json
+import os
 import struct
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from ramole_core.adapters.reception import receive
 from ramole_core.adapters.ref import AdapterRef
 from ramole_core.adapters.registry import Registry
 from ramole_core.adapters.samples import MAX_SAMPLES_BYTES, read_samples
+from ramole_core.adapters.staging import UPLOAD_FILE
 from ramole_core.errors import AdapterRefusedError
 from ramole_core.store.directory import DirectoryStore
 from tests.adapters_corpus import CONFIG, WEIGHTS, edit_config, make_good, stage_raw
@@ -196,8 +199,8 @@ def test_staging_rewritten_while_it_is_read_is_refused_or_taken_whole(
     stage_raw(store, tmp_path / "r0", b'"zero"', "french", "ann", "u1")
 
     class Swapping(Counting):
-        def download(self, key, path):
-            store.download(key, path)
+        def download(self, key, path, max_bytes):
+            store.download(key, path, max_bytes)
             if key.endswith(after):
                 stage_raw(store, tmp_path / "r1", b'"one"', "french", "ann", "u1")
 
@@ -209,6 +212,24 @@ def test_staging_rewritten_while_it_is_read_is_refused_or_taken_whole(
     assert store.get(keys.adapter(ref) + "samples.jsonl") == b'"zero"'
     for name in (CONFIG, WEIGHTS):
         assert store.get(keys.adapter(ref) + name) == (tmp_path / "r0" / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", [UPLOAD_FILE, CONFIG, WEIGHTS, "samples.jsonl"])
+def test_a_staged_file_that_grows_after_the_listing_fills_no_disk(
+    name, model, base, limits, tmp_path
+):
+    store = DirectoryStore(tmp_path / "store")
+    make_good(tmp_path / "a", "list", model)
+    stage_raw(store, tmp_path / "a", b'"zero"', "french", "ann", "u1")
+
+    class Growing(Counting):
+        def entries(self, prefix):
+            yield from store.entries(prefix)
+            with suppress(FileNotFoundError):  # cleared by now
+                os.truncate(tmp_path / "store" / keys.staging("u1") / name, 1 << 36)
+
+    verdict = _take(Growing(store), "u1", base, limits, tmp_path)
+    assert verdict.error.reason == "too_large" and name in verdict.error.message
 
 
 def test_what_is_over_the_limit_is_not_read(model, base, tmp_path):
