@@ -8,8 +8,11 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Any, Final, TypeVar
 
+from pydantic import ValidationError
+
 from ramole_core import messages
 from ramole_core.errors import BrokerUnavailableError, ConfigError
+from ramole_core.messages import AboutWorker
 from ramole_core.settings import Settings, redacted
 
 CONNECT_SECONDS: Final = 2.0
@@ -21,6 +24,7 @@ _NEEDED: Final = (  # one of each kind; what Celery keeps beside the list shows 
     ("LPUSH", _CONTROL_LIST, ""),
     ("HGETALL", messages.progress("x")),
     ("ZRANGEBYSCORE", messages.WORKERS, "0", "0"),
+    ("GET", messages.worker("x")),
     ("TIME",),
 )
 _ACL_HINT: Final = "; its ACL is too narrow, see deploy/redis/users.acl.template"
@@ -61,6 +65,14 @@ class Broker:
         found = self._call(lambda: self._redis().zrangebyscore(messages.WORKERS, oldest, "+inf"))
         return [str(name) for name in found]
 
+    def about(self, worker: str) -> AboutWorker | None:
+        """What a worker says of itself; None when it is gone, or of another version."""
+        text = self._call(lambda: self._redis().get(messages.worker(worker)))
+        try:
+            return AboutWorker.model_validate_json(text or "")
+        except ValidationError:
+            return None
+
     def now(self) -> float:
         """Unix time by Redis' clock, which all heartbeats are stamped with."""
         seconds, microseconds = self._call(lambda: self._redis().time())
@@ -73,7 +85,7 @@ class Broker:
     def check_rights(self) -> None:
         """Raises when the ACL of this user refuses something that a producer does.
 
-        The commands are queued and discarded: a refusal comes when a command is queued.
+        The commands are queued and never run: a refusal comes when a command is queued.
         """
         refused = self._call(lambda: _refused(self._redis(), _NEEDED))
         if refused:
@@ -109,8 +121,7 @@ class Broker:
                 "start it with `ramole up`"
             )
         where = redacted(settings.redis_url)
-        hint = _ACL_HINT if _is_refusal(error) else ""
-        return f"Redis at {where} (RAMOLE_BROKER_URL): {_reason(error)}{hint}"
+        return f"Redis at {where} (RAMOLE_BROKER_URL): {_reason(error)}{_hint(error)}"
 
 
 def within(seconds: float, action: Callable[[], T]) -> T:
@@ -140,19 +151,21 @@ def within(seconds: float, action: Callable[[], T]) -> T:
 
 def _refused(client: Any, commands: Iterable[tuple[str, ...]]) -> list[str]:
     """Those that the ACL does not let this user queue; none of them is run."""
-    from redis import ResponseError
+    from redis.exceptions import NoPermissionError
 
     refused = []
     connection = client.connection_pool.get_connection()
     try:
-        for command in (("MULTI",), *commands, ("DISCARD",)):
+        for command in (("MULTI",), *commands):
             connection.send_command(*command)
             try:
                 connection.read_response()
-            except ResponseError:
+            except NoPermissionError:
                 refused.append(" ".join(command[:2]))
+                if command == ("MULTI",):
+                    break
     finally:
-        connection.disconnect()
+        connection.disconnect()  # discards what was queued
         client.connection_pool.release(connection)
     return refused
 
@@ -193,13 +206,17 @@ def _celery_app(settings: Settings) -> Any:
     return app
 
 
-def _is_refusal(error: BaseException | None) -> bool:
-    """True when the ACL refuses a command or key, not when Redis is away."""
-    from redis.exceptions import NoPermissionError
+def _hint(error: BaseException | None) -> str:
+    """The remedy where Redis itself refuses: the ACL, or nobody it knows."""
+    from redis.exceptions import AuthenticationError, NoPermissionError
 
-    while error is not None and not isinstance(error, NoPermissionError):
+    while error is not None:
+        if isinstance(error, NoPermissionError):
+            return _ACL_HINT
+        if isinstance(error, AuthenticationError):
+            return "; check the user and password in the URL"
         error = error.__cause__
-    return error is not None
+    return ""
 
 
 def _reason(error: BaseException) -> str:

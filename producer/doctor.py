@@ -43,9 +43,10 @@ def examine(settings: Settings) -> list[Check]:
     checks.append(_check("broker", lambda: _broker(broker, settings)))
     if checks[-1].ok:
         checks.append(_check("rights", lambda: _rights(broker)))
-        checks.append(_check("memory", lambda: _policy(broker)))
+        checks.append(_check("eviction", lambda: _eviction(broker)))
         checks.append(_check("persistence", lambda: _persistence(broker)))
         checks.append(_check("workers", lambda: _workers(broker)))
+        checks.append(_check("bank memory", lambda: _bank_memory(broker)))
     checks.append(_check("store", lambda: _store(settings)))
     if checks[-1].ok:
         store = open_store(settings)
@@ -77,8 +78,13 @@ def _rights(broker: Broker) -> str:
     return "messages may be sent, progress and heartbeats read"
 
 
-def _policy(broker: Broker) -> str:
-    policy = broker.info().get("maxmemory_policy", "unknown")
+def _eviction(broker: Broker) -> str:
+    info = broker.info()
+    policy, most = info.get("maxmemory_policy", "unknown"), int(info.get("maxmemory", 0))
+    if 0 < most <= int(info.get("used_memory", 0)):
+        raise UnavailableError(
+            f"Redis is full and takes no message: maxmemory is {most} bytes, give it more"
+        )
     if policy != "noeviction":
         raise UnavailableError(
             f"maxmemory-policy is {policy}, which loses messages: set it to noeviction"
@@ -105,6 +111,16 @@ def _workers(broker: Broker) -> str:
     if not names:
         raise UnavailableError("no worker is running; start one with `ramole up`")
     return ", ".join(names)
+
+
+def _bank_memory(broker: Broker) -> str:
+    """What the workers' own plans say: adapters in memory, and everything beside them."""
+    known = {name: broker.about(name) for name in broker.live_workers()}
+    told = {name: about for name, about in known.items() if about is not None}
+    doubts = [f"{name}: {doubt}" for name, about in told.items() for doubt in about.warnings]
+    if doubts:
+        raise UnavailableError("; ".join(doubts))
+    return "; ".join(f"{name}: {about.memory}" for name, about in told.items()) or "not known"
 
 
 def _store(settings: Settings) -> str:

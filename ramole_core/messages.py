@@ -1,11 +1,11 @@
 """What producers and workers agree on about Redis: task names, queues, options, progress keys.
 
-Pure data: nothing here imports Celery or Redis. A message carries ids only, never paths or text.
+Data only: nothing here imports Celery or Redis. A message carries ids only, never paths or text.
 """
 
 from typing import Any, Final
 
-from ramole_core.jobs import Priority
+from ramole_core.jobs import Priority, Wire
 from ramole_core.settings import Settings
 
 KEY_PREFIX: Final = "ramole:"
@@ -27,6 +27,18 @@ WORKERS: Final = f"{KEY_PREFIX}workers"  # zset: worker -> last heartbeat, Unix 
 def progress(job_id: str) -> str:
     """Hash shard -> "done OK FAILED" or "run OK FAILED". A cache: what is missing is counted."""
     return f"{KEY_PREFIX}job:{job_id}:progress"
+
+
+def worker(name: str) -> str:
+    """What a living worker says of itself: an AboutWorker as JSON, renewed with its heartbeat."""
+    return f"{KEY_PREFIX}worker:{name}"
+
+
+class AboutWorker(Wire):
+    """How a worker divides its memory."""
+
+    memory: str  # one line for people
+    warnings: tuple[str, ...]  # settings that do not fit it, with the remedy
 
 
 def redis_options(settings: Settings) -> dict[str, Any]:

@@ -43,12 +43,13 @@ if operation == 'claim' then
   return { 'run', attempt }
 end
 
--- renew lease_ms worker {member token}… -> members whose lease is no longer ours; the heartbeat
+-- renew lease_ms worker about {member token}… -> members whose lease is no longer ours; the heartbeat
 if operation == 'renew' then
   local lost = {}
   redis.call('ZADD', workers, now / 1000, ARGV[3])
   redis.call('ZREMRANGEBYSCORE', workers, '-inf', now / 1000 - 3600)
-  for i = 4, #ARGV, 2 do
+  redis.call('SET', 'ramole:worker:' .. ARGV[3], ARGV[4], 'PX', 60000)
+  for i = 5, #ARGV, 2 do
     if redis.call('HGET', owners, ARGV[i]) == ARGV[i + 1] then
       redis.call('ZADD', running, 'XX', now + tonumber(ARGV[2]), ARGV[i])
     else

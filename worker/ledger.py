@@ -62,9 +62,10 @@ class Claim:
 class Ledger:
     """The ledger's operations. Raises redis.RedisError when Redis is out of reach."""
 
-    def __init__(self, redis: Redis, worker: str, lease_seconds: float) -> None:
+    def __init__(self, redis: Redis, worker: str, lease_seconds: float, about: str = "") -> None:
         self._redis = redis
         self._worker = worker
+        self._about = about  # messages.AboutWorker as JSON
         self._lease_ms = int(lease_seconds * 1000)
         source = files("worker").joinpath("ledger.lua").read_text()
         self._script = redis.register_script(source)
@@ -114,7 +115,7 @@ class Ledger:
     def renew(self, claims: Sequence[Claim]) -> list[ShardRef]:
         """The heartbeat: extends the leases; returns the shards that are no longer ours."""
         pairs = [part for claim in claims for part in (claim.ref.member, claim.token)]
-        lost = self._run("renew", self._lease_ms, self._worker, *pairs)
+        lost = self._run("renew", self._lease_ms, self._worker, self._about, *pairs)
         return [ShardRef.from_member(member) for member in lost]
 
     def release(self, claim: Claim) -> bool:

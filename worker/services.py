@@ -126,7 +126,8 @@ def open_services(settings: Settings, send: Callable[..., Any]) -> Services:
     registry.refresh()
     draining = threading.Event()
     encoders = _open_encoders(store, registry, settings, draining, quiet, journal)
-    ledger = Ledger(redis, name, settings.lease_seconds)
+    about = messages.AboutWorker(memory=str(engine.plan), warnings=engine.plan.warnings)
+    ledger = Ledger(redis, name, settings.lease_seconds, about.model_dump_json())
     leases = LeaseKeeper(
         ledger, settings.lease_seconds, lambda: _make_progress(engine, encoders), _end_process
     )

@@ -22,6 +22,7 @@ from worker.ledger import Claim, ShardRef
 from worker.logs import working_on
 from worker.services import Services
 from worker.shards import ShardAbandonedError
+from worker.transport import IdsOnly
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ def add_tasks(app: Celery, services: Services) -> None:
     for name in list(app.tasks):
         app.tasks.unregister(name)
     for name, body in bodies.items():
-        app.task(_guarded(body, services), name=name, shared=False)
+        app.task(_guarded(body, services), name=name, shared=False, Request=IdsOnly)
 
 
 def run_shard(services: Services, job_id: str, shard: str) -> None:

@@ -92,7 +92,7 @@ class MemoryPlan:
         if self.num_adapters < needs.bank_size:
             found.append(
                 f"RAMOLE_BANK_SIZE={needs.bank_size}, but only {self.num_adapters} adapters of "
-                f"rank {TYPICAL_RANK} fit"
+                f"rank {TYPICAL_RANK} fit: set it to that or free memory"
             )
         if needs.max_batch_tokens and self.max_batch_tokens < needs.most_tokens:
             found.append(

@@ -16,6 +16,7 @@ import pytest
 from redis import AuthenticationError, Redis
 from redis.exceptions import NoPermissionError
 
+from producer.broker import Broker
 from producer.client import Client
 from producer.doctor import examine
 from ramole_core import messages, zoo
@@ -76,8 +77,9 @@ def test_a_producer_and_a_worker_do_all_they_need_without_a_refusal(guarded: Gua
     ["KEYS *", "SCAN 0", "FLUSHALL", "FLUSHDB", "CONFIG GET *", "CONFIG SET dir /tmp", "ACL LIST",
      "ACL SETUSER producer on nopass +@all ~*", "CLIENT LIST", "CLIENT KILL TYPE normal",
      "SHUTDOWN NOSAVE", "MODULE LIST", "REPLICAOF NO ONE", "SAVE", "MONITOR",
-     "PUBLISH x y", "SUBSCRIBE x", "GET other", "SET other 1", "DEL other", "RANDOMKEY", "DBSIZE",
-     "SWAPDB 0 1", "FUNCTION LIST", "RENAME ramole:known x", "MIGRATE h 1 ramole:known 0 1"],
+     "CLIENT TRACKING ON BCAST", "PUBLISH x y", "SUBSCRIBE x", "GET other", "SET other 1",
+     "DEL other", "RANDOMKEY", "DBSIZE", "SWAPDB 0 1", "FUNCTION LIST", "RENAME ramole:known x",
+     "MIGRATE h 1 ramole:known 0 1"],
 )  # fmt: skip
 def test_nobody_but_the_admin_looks_beyond_our_keys(
     guarded: Guarded, role: str, command: str
@@ -114,9 +116,12 @@ def test_a_producer_runs_no_script(guarded: Guarded, script: str) -> None:
 
 
 def test_nobody_comes_in_without_name_and_password(guarded: Guarded) -> None:
-    for url in ("redis://", "redis://:x@", "redis://producer:wrong@", "redis://default:x@"):
+    for user in ("", ":x@", "producer:wrong@", "default:x@"):
+        url = f"redis://{user}127.0.0.1:{guarded.port}/0"
         with pytest.raises(AuthenticationError):
-            Redis.from_url(f"{url}127.0.0.1:{guarded.port}/0").ping()
+            Redis.from_url(url).ping()
+        with pytest.raises(BrokerUnavailableError, match="check the user and password in the URL$"):
+            Broker(Settings.load({}, broker_url=url)).check()
 
 
 def test_the_server_s_arguments_environment_and_file_hold_no_password(guarded: Guarded) -> None:
@@ -140,6 +145,7 @@ def test_an_empty_password_starts_no_server(tmp_path: Path) -> None:
         ("+@all -lpush ~*", "rights", "LPUSH ramole:celery:control"),
         ("+@all -hgetall ~*", "rights", "HGETALL ramole:job:x:progress"),
         ("+@all ~other:*", "rights", "ZRANGEBYSCORE ramole:workers"),
+        ("+@all -multi ~*", "rights", "MULTI"),
         ("+@all -info ~*", "broker", "info"),
     ],
 )
@@ -203,6 +209,22 @@ def envelope(task: str, args: list[Any], **changes: Any) -> str:
     return json.dumps(message)
 
 
+def more_than_ids() -> list[str]:
+    """Messages that ask Celery for something: to send others, to wait, to be named otherwise."""
+    other = {"task": "chained", "args": ["x"], "kwargs": {}, "options": {"queue": "shards"}}
+    embeds: list[Any] = [{"callbacks": [other]}, {"errbacks": [other]}, {"chain": [other]}, 7]
+    bodies: list[Any] = [[["x"], {}, embed] for embed in embeds]
+    bodies += [[["x"], {"job": "y"}, embeds[1]], {"args": ["x"], "callbacks": [other]}, "text", []]
+    asking = []
+    for body in bodies:
+        encoded = base64.b64encode(json.dumps(body).encode()).decode()
+        asking.append(envelope(messages.START_JOB, [], body=encoded))
+    headers = {"lang": "py", "task": messages.START_JOB, "id": "1", "shadow": "chained"}
+    for name in ("eta", "expires"):
+        asking.append(envelope(messages.START_JOB, ["x"], headers={**headers, name: "2999-01-01"}))
+    return asking
+
+
 def test_what_is_no_message_of_ours_is_dropped_and_the_worker_lives(guarded: Guarded) -> None:
     client, trapped = guarded.client(), guarded.folder / "trapped"
     poison = base64.b64encode(pickle.dumps([[Trap(trapped)], {}, {}])).decode()
@@ -226,6 +248,7 @@ def test_what_is_no_message_of_ours_is_dropped_and_the_worker_lives(guarded: Gua
         envelope(messages.RUN_SHARD, ["j", "/etc/passwd"]),
         envelope(messages.REGISTER_ADAPTER, ["s3://elsewhere/adapter"]),
         envelope(messages.ANSWER, ["../replies/x"]),
+        *more_than_ids(),
     ]
     with guarded.worker("dropped") as process:
         await_worker(client)
@@ -242,3 +265,4 @@ def test_what_is_no_message_of_ours_is_dropped_and_the_worker_lives(guarded: Gua
     assert not trapped.exists(), "a pickle was loaded"
     assert log.count("is no message and is dropped") == 2 * len(no_messages)
     assert "celery.map" in log and "os.system" in log
+    assert "chained" not in log, "a message's link was followed"

@@ -15,6 +15,7 @@ from producer.doctor import Check, examine
 from ramole_core import messages
 from ramole_core.settings import Settings
 from tests.unit.producer.world import World
+from worker.ledger import Ledger
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def redis(redis_url: str) -> Iterator[Any]:
     client: Any = Redis.from_url(redis_url)
     client.config_set("maxmemory-policy", "noeviction")
     client.zadd(messages.WORKERS, {"w1": time.time()})
-    before = client.config_get("appendonly", "maxmemory-policy")
+    before = client.config_get("appendonly", "maxmemory-policy", "maxmemory")
     yield client
     for name, value in before.items():
         client.config_set(name, value)
@@ -38,8 +39,8 @@ def test_all_is_well(redis: Any, redis_url: str, world: World) -> None:
     checks = found(world, redis_url)
     assert all(check.ok for check in checks.values()), checks
     assert list(checks) == [
-        "settings", "broker", "rights", "memory", "persistence", "workers", "store", "base model",
-        "encoder", "router",
+        "settings", "broker", "rights", "eviction", "persistence", "workers", "bank memory",
+        "store", "base model", "encoder", "router",
     ]  # fmt: skip
     assert checks["persistence"].detail == "appendonly yes"
     assert not world.store.children("probes/")
@@ -51,8 +52,31 @@ def test_a_broker_that_evicts_is_refused_and_one_without_a_file_is_not(
     redis.config_set("maxmemory-policy", "allkeys-lru")
     redis.config_set("appendonly", "no")
     checks = found(world, redis_url)
-    assert not checks["memory"].ok and "set it to noeviction" in checks["memory"].detail
+    assert not checks["eviction"].ok and "set it to noeviction" in checks["eviction"].detail
     assert checks["persistence"].ok and "a restart loses the queue" in checks["persistence"].detail
+
+
+def test_a_broker_that_is_full_is_said_to_be_and_its_rules_are_not_blamed(
+    redis: Any, redis_url: str, world: World
+) -> None:
+    redis.config_set("maxmemory", 1)
+    checks = found(world, redis_url)
+    assert not checks["eviction"].ok and "Redis is full" in checks["eviction"].detail
+    assert "users.acl" not in checks["rights"].detail and "memory" in checks["rights"].detail
+
+
+def test_a_bank_that_does_not_fit_a_worker_is_named(
+    redis: Any, redis_url: str, world: World
+) -> None:
+    about = messages.AboutWorker(memory="weights 1.0 MiB = 1.0 MiB of 2.0 MiB", warnings=())
+    Ledger(redis, "w1", 30, about.model_dump_json()).renew([])
+    assert found(world, redis_url)["bank memory"].detail == f"w1: {about.memory}"
+    redis.zadd(messages.WORKERS, {"of an earlier version": time.time()})
+    assert found(world, redis_url)["bank memory"].ok
+    about = about.model_copy(update={"warnings": ("RAMOLE_BANK_SIZE=9, but only 2",)})
+    Ledger(redis, "w1", 30, about.model_dump_json()).renew([])
+    check = found(world, redis_url)["bank memory"]
+    assert (check.ok, check.detail) == (False, "w1: RAMOLE_BANK_SIZE=9, but only 2")
 
 
 def test_a_broker_that_cannot_write_its_file_is_named(
