@@ -15,6 +15,11 @@ from ramole_core.store.minio import MinioStore
 
 POLICIES = Path(__file__).parents[1] / "deploy" / "s3"
 ROLES = ("producer", "worker", "operator")
+BELOW = [  # no object of ours, but of the shape that a producer may write, where a `*` spans `/`
+    "jobs/j/output/00000.jsonl/input/x", "jobs/j/output/manifest.json",
+    "jobs/j/attempts/00000/cancelled.json", "jobs/j/attempts/00000/input/2",
+    "jobs/j/deaths/0/alone-input/input/x", "jobs/j/x/input/y/finished.json",
+]  # fmt: skip
 
 
 def policy(role: str, bucket: str) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from ramole_core.adapters.ref import AdapterRef
 from ramole_core.errors import NotFoundError, StoreUnavailableError
 from ramole_core.store.minio import MinioStore
 from tests.contract.test_object_store import real_endpoint
-from tests.s3_roles import guarded_bucket, put_as_owner, store_of
+from tests.s3_roles import BELOW, guarded_bucket, put_as_owner, store_of
 
 __all__ = ["real_endpoint"]
 
@@ -84,7 +84,9 @@ def test_a_producer_writes_what_is_its_own(guarded: Guarded, key: str, tmp_path:
     store.upload(tmp_path / "file", key)
 
 
-@pytest.mark.parametrize("key", [*WORKERS_OWN, *TRAINED, *REMOVALS, "datasets/d", "x", "jobs/x"])
+@pytest.mark.parametrize(
+    "key", [*WORKERS_OWN, *BELOW, *TRAINED, *REMOVALS, "datasets/d", "x", "jobs/x"]
+)
 def test_a_producer_writes_nothing_else(guarded: Guarded, key: str) -> None:
     store = guarded.store("producer")
     assert refused(lambda: store.put(key, b"forged"))

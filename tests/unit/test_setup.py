@@ -9,6 +9,7 @@ import json
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +19,9 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from minio.crypto import decrypt
 from urllib3 import HTTPResponse
+
+from ramole_core import keys
+from tests.s3_roles import BELOW
 
 ROOT = Path(__file__).parents[2]
 S3 = ROOT / "deploy" / "s3"
@@ -117,10 +121,30 @@ def test_a_policy_names_our_bucket_only_and_allows_no_wildcard_action(role: str)
     policy = json.loads((S3 / f"{role}-policy.json").read_text())
     assert policy["Version"] == "2012-10-17"
     for statement in policy["Statement"]:
-        assert statement["Effect"] == "Allow"
+        assert statement["Effect"] in ("Allow", "Deny")
         assert all(a.startswith("s3:") and "*" not in a for a in statement["Action"])
         for resource in statement["Resource"]:
             assert resource == "arn:aws:s3:::ramole" or resource.startswith("arn:aws:s3:::ramole/")
+
+
+def allowed(role: str, action: str, key: str) -> bool:
+    """As AWS and MinIO decide: a `*` spans `/`, and whoever is denied is not allowed."""
+    statements = json.loads((S3 / f"{role}-policy.json").read_text())["Statement"]
+    effects = {
+        statement["Effect"]
+        for statement in statements
+        if action in statement["Action"]
+        and any(fnmatchcase(f"arn:aws:s3:::ramole/{key}", r) for r in statement["Resource"])
+    }
+    return effects == {"Allow"}
+
+
+@pytest.mark.parametrize("key", BELOW)
+def test_a_producer_writes_nothing_below_what_workers_write(key: str) -> None:
+    """Radosgw, on which the rest is tested, refuses it by itself: its `*` ends at `/`."""
+    assert not allowed("producer", "s3:PutObject", key)
+    for own in (keys.manifest("output"), keys.cancelled("deaths"), keys.input_shard("j", "s", "0")):
+        assert allowed("producer", "s3:PutObject", own)
 
 
 def test_a_producer_s_policy_has_no_deletion() -> None:
