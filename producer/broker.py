@@ -114,14 +114,12 @@ class Broker:
             raise BrokerUnavailableError(self._message(e)) from e
 
     def _message(self, error: BaseException) -> str:
-        settings = self._settings
+        settings, hint = self._settings, _hint(error)
         if settings.embedded_broker:
-            return (
-                f"the embedded system under {settings.home} does not answer ({_reason(error)}); "
-                "start it with `ramole up`"
-            )
+            why = f"({_reason(error)}){hint or '; start it with `ramole up`'}"
+            return f"the embedded system under {settings.home} does not answer {why}"
         where = redacted(settings.redis_url)
-        return f"Redis at {where} (RAMOLE_BROKER_URL): {_reason(error)}{_hint(error)}"
+        return f"Redis at {where} (RAMOLE_BROKER_URL): {_reason(error)}{hint}"
 
 
 def within(seconds: float, action: Callable[[], T]) -> T:
@@ -207,14 +205,16 @@ def _celery_app(settings: Settings) -> Any:
 
 
 def _hint(error: BaseException | None) -> str:
-    """The remedy where Redis itself refuses: the ACL, or nobody it knows."""
-    from redis.exceptions import AuthenticationError, NoPermissionError
+    """The remedy where Redis answers and refuses: the ACL, nobody it knows, a full disk."""
+    from redis.exceptions import AuthenticationError, NoPermissionError, ResponseError
 
     while error is not None:
         if isinstance(error, NoPermissionError):
             return _ACL_HINT
         if isinstance(error, AuthenticationError):
             return "; check the user and password in the URL"
+        if isinstance(error, ResponseError) and str(error).startswith("MISCONF"):
+            return "; free space on its disk"
         error = error.__cause__
     return ""
 

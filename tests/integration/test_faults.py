@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -102,6 +103,10 @@ class Faulty:
         assert status.state is JobState.COMPLETED, self.system.logs()[-3000:]
         return list(map(essence, self.client.results(job_id)))
 
+    def nobody_was_charged(self, job_id: str) -> bool:
+        attempts = [entry.key for entry in self.client.store.entries(keys.attempts(job_id))]
+        return all(key.endswith("/1.json") for key in attempts)
+
     def undisturbed(self) -> list[object]:
         self._undisturbed = self._undisturbed or self.answers(
             self.client.submit(PROMPTS, **OPTIONS).job_id
@@ -165,16 +170,21 @@ def test_redis_is_frozen_for_longer_than_a_lease(faulty: Faulty) -> None:
     finally:
         thaw.join()
     assert faulty.answers(job_id) == faulty.undisturbed()
-    attempts = [entry.key for entry in faulty.client.store.entries(keys.attempts(job_id))]
-    assert all(key.endswith("/1.json") for key in attempts), "nobody was charged for the outage"
+    assert faulty.nobody_was_charged(job_id)
 
 
-def test_redis_is_wiped_and_recover_brings_the_job_back(faulty: Faulty) -> None:
-    job_id = faulty.begun()
+def test_redis_is_wiped_and_recover_brings_a_job_of_2000_prompts_back(faulty: Faulty) -> None:
+    prompts = [record["prompt"] for record in zoo_prompts(2000)]
+    options = OPTIONS | {"shard_size": 50}
+    job_id = faulty.client.submit(prompts, **options).job_id
+    wait_until(lambda: faulty.num_outputs(job_id) >= 8, 30, "eight outputs")
     Redis.from_url(faulty.redis.url).flushall()
+    assert faulty.num_outputs(job_id) < 30, "the job is too short for the test"
     done = faulty.system.ramole("recover")
     assert (done.returncode, done.stdout.decode()) == (0, f"{job_id}\n")
-    assert faulty.answers(job_id) == faulty.undisturbed()
+    recovered = faulty.answers(job_id)
+    assert len(recovered) == 2000
+    assert recovered == faulty.answers(faulty.client.submit(prompts, **options).job_id)
 
 
 def test_the_disk_of_the_store_is_full_while_outputs_are_written(faulty: Faulty) -> None:
@@ -250,15 +260,67 @@ def test_a_full_disk_at_submission_is_one_line_and_no_job(
 
 
 @pytest.fixture
-def s3() -> "Iterator[tuple[str, threading.Event]]":
-    """An S3 server that answers 503 while the event is set."""
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 32 MB. Mounting it takes rights that not every machine gives."""
+    words = ["mount", "-t", "tmpfs", "-o", "size=32m", "none", str(tmp_path)]
+    if subprocess.run(words, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a file system")
+    try:
+        yield tmp_path
+    finally:
+        subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+
+
+def fill(path: Path) -> None:
+    """Until not one byte more fits."""
+    with path.open("wb", buffering=0) as file:
+        for size in (1 << 16, 1):
+            with contextlib.suppress(OSError):
+                while file.write(bytes(size)) == size:
+                    pass
+
+
+def test_the_disk_of_everything_is_full(small_disk: Path) -> None:
+    """Store, caches, logs and the file of Redis lie on it, as they do in embedded mode."""
+    with running_system(small_disk / "home", **QUICK) as system:
+        system.upload_zoo(*ADAPTERS)
+        faulty = Faulty(system, OwnRedis(small_disk), small_disk)
+        wanted, job_id = faulty.undisturbed(), faulty.begun()
+        fill(small_disk / "filler")
+        for words in (("status", job_id), ("submit", str(zoo.test_path()), "--job-id", "none")):
+            done = system.ramole(*words)
+            assert done.returncode == UnavailableError.exit_code
+            assert done.stderr.count(b"\n") == 1 and b"No space left on device" in done.stderr
+        found = system.ramole("doctor").stdout.decode()
+        assert re.search("FAIL +store .*No space left", found)
+        assert re.search("FAIL +(broker|persistence) .*(disk|space)", found)
+        (small_disk / "filler").unlink()
+        wait_until(lambda: b"ok    broker" in system.ramole("doctor").stdout, 20, "redis")
+        assert faulty.answers(job_id) == wanted
+        assert [job.job_id for job in faulty.client.jobs() if not job.state.ended] == []
+
+
+@dataclass
+class Weather:
+    """What the S3 server meets."""
+
+    down: threading.Event  # set: it answers 503
+    answers: threading.Event  # cleared: it is silent
+
+
+@pytest.fixture
+def s3() -> "Iterator[tuple[str, Weather]]":
+    """An S3 server that fails on command."""
     from moto.server import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import make_server
 
-    moto, down = DomainDispatcherApplication(create_backend_app), threading.Event()
+    moto = DomainDispatcherApplication(create_backend_app)
+    weather = Weather(threading.Event(), threading.Event())
+    weather.answers.set()
 
     def app(environ: Any, start_response: Callable[..., Any]) -> Any:
-        if not down.is_set():
+        weather.answers.wait()
+        if not weather.down.is_set():
             return moto(environ, start_response)
         environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         start_response("503 Slow Down", [("Content-Length", "0"), ("Connection", "close")])
@@ -268,15 +330,16 @@ def s3() -> "Iterator[tuple[str, threading.Event]]":
     server = make_server("127.0.0.1", port, app, threaded=True)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    yield f"http://127.0.0.1:{port}", down
+    yield f"http://127.0.0.1:{port}", weather
+    weather.answers.set()
     server.shutdown()
     thread.join()
 
 
 @pytest.fixture
-def on_s3(s3: "tuple[str, threading.Event]", home: Path) -> "Iterator[tuple[Faulty, Any]]":
+def on_s3(s3: "tuple[str, Weather]", home: Path) -> "Iterator[tuple[Faulty, Weather]]":
     """A system on that server."""
-    endpoint, down = s3
+    endpoint, weather = s3
     store = {
         "RAMOLE_STORE_URL": f"s3://faults/x?endpoint={endpoint}",
         "RAMOLE_STORE_ACCESS_KEY": "testkey123",
@@ -284,17 +347,27 @@ def on_s3(s3: "tuple[str, threading.Event]", home: Path) -> "Iterator[tuple[Faul
     }
     with running_system(home, up(home), **store, **QUICK) as system:
         system.upload_zoo(*ADAPTERS)
-        yield Faulty(system, OwnRedis(home), home), down
+        yield Faulty(system, OwnRedis(home), home), weather
 
 
-def test_the_store_answers_503_for_a_while(on_s3: "tuple[Faulty, threading.Event]") -> None:
-    faulty, down = on_s3
+def test_the_store_answers_503_for_a_while(on_s3: "tuple[Faulty, Weather]") -> None:
+    faulty, weather = on_s3
     job_id = faulty.begun()
-    down.set()
+    weather.down.set()
     with pytest.raises(StoreUnavailableError, match="RAMOLE_STORE_URL"):
         faulty.client.status(job_id)
     faulty.worker_says("run_shard failed.*RAMOLE_STORE_URL")
-    down.clear()
+    weather.down.clear()
     assert faulty.answers(job_id) == faulty.undisturbed()
-    attempts = [entry.key for entry in faulty.client.store.entries(keys.attempts(job_id))]
-    assert all(key.endswith("/1.json") for key in attempts), "nobody was charged"
+    assert faulty.nobody_was_charged(job_id)
+
+
+def test_the_store_is_silent_for_longer_than_a_lease(on_s3: "tuple[Faulty, Weather]") -> None:
+    faulty, weather = on_s3
+    job_id = faulty.begun()
+    weather.answers.clear()
+    speak = threading.Timer(10, weather.answers.set)
+    speak.start()
+    speak.join()
+    assert faulty.answers(job_id) == faulty.undisturbed()
+    assert faulty.nobody_was_charged(job_id)
