@@ -60,6 +60,7 @@ class Villain:
         self._frozen: set[int] = set()
         self._beside: list[threading.Thread] = []
         self._num_changes = 0
+        self._counting = threading.Lock()
         self._deeds: dict[str, Callable[[Fault], None]] = {
             "worker_kill": self._kill_worker,
             "worker_freeze": self._freeze_worker,
@@ -76,7 +77,6 @@ class Villain:
         self._began = time.monotonic()
         for fault in faults:
             self._pass_time(self._began + fault.at)
-            self.count[fault.kind] = self.count.get(fault.kind, 0) + 1
             self._deeds[fault.kind](fault)
         while self._later:
             self._pass_time(self._later[0][0])
@@ -102,6 +102,11 @@ class Villain:
 
     def _strike(self, kind: str, shards: frozenset[ShardName] | None = None) -> None:
         self.strikes.append(Strike(kind, time.time(), shards))
+        self._count(kind)
+
+    def _count(self, kind: str) -> None:
+        with self._counting:
+            self.count[kind] = self.count.get(kind, 0) + 1
 
     def _kill_worker(self, fault: Fault) -> None:
         pid, claims = self._worker(fault)
@@ -117,22 +122,19 @@ class Villain:
         self._in(fault.seconds, lambda: self._thaw(pid))
 
     def _kill_redis(self, fault: Fault) -> None:
-        pid = self._holder().broker_pid
-        if pid is not None:
-            _signal(pid, signal.SIGKILL)
+        pid = self._broker_pid()
+        _signal(pid, signal.SIGKILL)
         self._strike(fault.kind)
         self._say(f"Redis {pid} is killed")
 
     def _freeze_redis(self, fault: Fault) -> None:
-        pid = self._holder().broker_pid
+        pid = self._broker_pid()
         self._say(f"Redis {pid} is frozen for {fault.seconds:.1f} s")
-        if pid is not None:
-            _signal(pid, signal.SIGSTOP)
-            self._frozen.add(pid)
+        _signal(pid, signal.SIGSTOP)
+        self._frozen.add(pid)
 
         def end() -> None:
-            if pid is not None:
-                self._thaw(pid)
+            self._thaw(pid)
             self._strike(fault.kind)
 
         self._in(fault.seconds, end)
@@ -165,13 +167,16 @@ class Villain:
         turn = self._num_changes % (len(CONTENTS) + 1)
         self._num_changes += 1
         if turn == len(CONTENTS):
-            self._try_beside(_remove_mover, f"{MOVER} removed")
+            self._try_beside(_remove_mover, f"{MOVER} removed", fault.kind)
         else:
             content = CONTENTS[turn]
-            self._try_beside(lambda c: upload_mover(c, content, wait=False), f"{content} uploaded")
+            upload = lambda client: upload_mover(client, content, wait=False)  # noqa: E731
+            self._try_beside(upload, f"{content} uploaded", fault.kind)
 
-    def _try_beside(self, action: Callable[[Client], object], said: str) -> None:
-        """In a thread, with a client of its own, until it is through."""
+    def _try_beside(
+        self, action: Callable[[Client], object], said: str, kind: str | None = None
+    ) -> None:
+        """In a thread, with a client of its own, until it is through and counts as `kind`."""
 
         def run() -> None:
             client = Client(self._settings)
@@ -182,6 +187,8 @@ class Villain:
                 except RamoleError:
                     time.sleep(RETRY_SECONDS)
                     continue
+                if kind is not None:
+                    self._count(kind)
                 return self._say(f"{said}{'' if result is None else f': {result}'}")
             return self._say(f"given up: {said}")
 
@@ -209,6 +216,12 @@ class Villain:
             with suppress(OSError, ValueError):
                 found |= {(row[0], row[1]) for row in json.loads(path.read_text())["claims"]}
         return frozenset(found)
+
+    def _broker_pid(self) -> int:
+        """Of Redis, once its supervisor has started it again."""
+        while (pid := self._holder().broker_pid) is None:
+            time.sleep(RETRY_SECONDS)
+        return pid
 
     def _holder(self) -> Holder:
         holder = self._lock.await_holder()

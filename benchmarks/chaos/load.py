@@ -5,7 +5,6 @@ cancellation that meets an outage is made again, with the same id, until it is t
 """
 
 import random
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
-from benchmarks.chaos.pool import MAX_NEW_TOKENS
+from benchmarks.chaos.pool import MAX_NEW_TOKENS, digest
 from producer.client import Client
 from ramole_core import keys
 from ramole_core.errors import ConflictError, RamoleError
@@ -56,11 +55,12 @@ def job_plans(seed: int, num_records: int) -> Iterator[JobPlan]:
 
 
 class Load:
-    """A thread that submits, cancels and looks after jobs. `jobs`: all that were submitted."""
+    """A thread that submits, cancels and looks after jobs. `jobs`: all that were submitted, or may
+    have been; `outputs`: by job, the digest of every output when it was first seen."""
 
     def __init__(self, settings: Settings, records: list[dict[str, Any]], seed: int) -> None:
         self.jobs: list[JobPlan] = []
-        self.outputs: dict[str, list[tuple[str, float]]] = {}  # as they were when the job ended
+        self.outputs: dict[str, dict[str, str]] = {}
         self._client = Client(settings)
         self._records = records
         self._plans = job_plans(seed, len(records))
@@ -68,7 +68,7 @@ class Load:
         self._to_cancel: dict[str, float] = {}  # job -> when
         self._stop = threading.Event()
         self._limit = float("inf")
-        self._error: ConflictError | None = None
+        self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="load", daemon=True)
 
     def start(self) -> None:
@@ -78,16 +78,23 @@ class Load:
     def drain(self, seconds: float) -> set[str]:
         """Submits no more; waits until every job has ended. Returns those that have not.
 
-        Raises ConflictError when a submission made again was taken for another one.
+        Raises what ended the thread, and ConflictError when a submission made again was taken for
+        another one.
         """
         self._limit = time.monotonic() + seconds
         self._stop.set()
-        self._thread.join(seconds + 30.0)
+        self._thread.join()
         if self._error is not None:
             raise self._error
         return set(self._open)
 
     def _run(self) -> None:
+        try:
+            self._work()
+        except Exception as e:
+            self._error = e
+
+    def _work(self) -> None:
         while not self._stop.is_set() or self._open:
             if time.monotonic() > self._limit:
                 return
@@ -103,6 +110,8 @@ class Load:
 
     def _submit(self, plan: JobPlan) -> None:
         records = [self._records[i] for i in plan.records]
+        self.jobs.append(plan)
+        self._open[plan.job_id] = plan
         while True:
             try:
                 self._client.submit(
@@ -113,16 +122,12 @@ class Load:
                     shard_size=plan.shard_size,
                 )
                 break
-            except ConflictError as e:
-                self._error = e
-                return
+            except ConflictError:
+                raise
             except RamoleError:
                 time.sleep(RETRY_SECONDS)
                 if time.monotonic() > self._limit:
-                    print(f"{plan.job_id} could not be submitted", file=sys.stderr)
-                    return
-        self.jobs.append(plan)
-        self._open[plan.job_id] = plan
+                    return  # it stays among those without end
         if plan.cancel_after is not None:
             self._to_cancel[plan.job_id] = time.monotonic() + plan.cancel_after
 
@@ -140,16 +145,18 @@ class Load:
             del self._to_cancel[job_id]
 
     def _look(self) -> None:
-        """Closes the jobs that have ended: of those, nothing may change any more."""
+        """Notes new outputs, as a user may read them now; closes the jobs that have ended."""
         store = self._client.store
         with suppress(RamoleError):
             for job_id in list(self._open):
+                seen = self.outputs.setdefault(job_id, {})
+                for entry in store.entries(keys.outputs(job_id)):
+                    if entry.key not in seen:
+                        seen[entry.key] = digest(store.get(entry.key))
                 if job_id in self._to_cancel:
                     continue
                 if store.exists(keys.finished(job_id)):
-                    entries = store.entries(keys.outputs(job_id))
-                    self.outputs[job_id] = [(e.key, e.modified_seconds) for e in entries]
-                    if self.outputs[job_id]:  # else the store was taken away just now
+                    if seen:  # else the store was taken away just now
                         del self._open[job_id]
                 elif store.exists(keys.cancelled(job_id)) and not _marked(self._client, job_id):
                     del self._open[job_id]

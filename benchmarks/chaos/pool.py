@@ -62,7 +62,7 @@ class Snapshots:
         self._store = store
         self._registry = Registry(store)
         self._contents: dict[AdapterRef, str] = {}
-        self._names = {_digest(_weights(name)): name for name in CONTENTS}
+        self._names = {digest(_weights(name)): name for name in CONTENTS}
 
     def mover(self, position: int) -> tuple[int | None, str | None]:
         """(version, content); None where there is none."""
@@ -71,7 +71,7 @@ class Snapshots:
             return None, None
         if ref not in self._contents:
             data = self._store.get(f"{keys.adapter(ref)}adapter_model.safetensors")
-            self._contents[ref] = self._names[_digest(data)]
+            self._contents[ref] = self._names[digest(data)]
         return ref.version, self._contents[ref]
 
 
@@ -145,5 +145,6 @@ def _weights(name: str) -> bytes:
     return (zoo.adapter_path(name) / "adapter_model.safetensors").read_bytes()
 
 
-def _digest(data: bytes) -> str:
+def digest(data: bytes) -> str:
+    """Its SHA-256."""
     return hashlib.sha256(data).hexdigest()

@@ -1,13 +1,12 @@
 """How long it took until what a fault orphaned was there after all.
 
-Of a shard that was struck more than once, the last strike counts: only then could it be done. Its
-undisturbed time is taken off.
+From every strike to the output of every shard that it orphaned, less a shard's undisturbed time. A
+shard that was struck again in the meantime is kept apart: what it took is due to both strikes.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from statistics import median
 
 from benchmarks.chaos.faults import ShardName, Strike
 from benchmarks.chaos.pool import output_times
@@ -26,13 +25,12 @@ class Life:
 
 @dataclass(frozen=True)
 class Recovery:
-    """One kind of fault: how often something was orphaned, and the seconds (median, maximum) until
-    the last of it was there."""
+    """One kind of fault: seconds until the last of what a strike orphaned was there, by strike.
+    `again`: the same where shards were struck once more in between."""
 
     kind: str
-    count: int
-    median: float
-    maximum: float
+    alone: tuple[float, ...]
+    again: tuple[float, ...]
 
 
 def lives(store: ObjectStore, job_ids: Iterable[str]) -> dict[ShardName, Life]:
@@ -50,19 +48,24 @@ def lives(store: ObjectStore, job_ids: Iterable[str]) -> dict[ShardName, Life]:
 def recoveries(
     strikes: Sequence[Strike], shards: dict[ShardName, Life], undisturbed: float
 ) -> list[Recovery]:
-    """By kind, of the strikes that were the last for some shard."""
+    """By kind, of the strikes that orphaned something."""
+    victims = [(s, _victims(s, shards)) for s in sorted(strikes, key=lambda strike: strike.at)]
     last: dict[ShardName, Strike] = {}
-    for strike in sorted(strikes, key=lambda s: s.at):
-        last.update(dict.fromkeys(_victims(strike, shards), strike))
-    seconds: dict[Strike, float] = defaultdict(float)
-    for name, strike in last.items():
-        seconds[strike] = max(seconds[strike], shards[name].stored - strike.at - undisturbed)
-    by_kind: dict[str, list[float]] = defaultdict(list)
-    for strike, value in seconds.items():
-        by_kind[strike.kind].append(value)
+    for strike, names in victims:
+        last.update(dict.fromkeys(names, strike))
+    alone: dict[str, list[float]] = defaultdict(list)
+    again: dict[str, list[float]] = defaultdict(list)
+    for strike, names in victims:
+        for seconds, wanted in ((alone, True), (again, False)):
+            took = [
+                max(0.0, shards[name].stored - strike.at - undisturbed)
+                for name in names
+                if (last[name] is strike) == wanted
+            ]
+            if took:
+                seconds[strike.kind].append(max(took))
     return [
-        Recovery(kind, len(values), median(values), max(values))
-        for kind, values in sorted(by_kind.items())
+        Recovery(kind, tuple(alone[kind]), tuple(again[kind])) for kind in sorted({*alone, *again})
     ]
 
 

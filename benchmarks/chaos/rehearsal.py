@@ -27,8 +27,8 @@ StoreKind = Literal["directory", "s3"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a rehearsal found. `struck`: faults by kind. `drained`: seconds from the last fault's
-    end until all had ended; `not_ended`: jobs that had not by the limit."""
+    """What a rehearsal found. `struck`: faults that came about, by kind. `drained`: seconds from
+    the last fault's end until all had ended; `not_ended`: jobs that had not by the limit."""
 
     verdict: Verdict
     struck: dict[str, int]
@@ -60,7 +60,7 @@ def rehearse(
         drained = time.monotonic() - began
         judge = Judge(client.store, expected)
         for plan in load.jobs:
-            judge.judge(plan, load.outputs.get(plan.job_id))
+            judge.judge(plan, load.outputs.get(plan.job_id, {}))
         shards = lives(client.store, [plan.job_id for plan in load.jobs])
         return Outcome(
             verdict=judge.verdict,

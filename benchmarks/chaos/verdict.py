@@ -1,12 +1,12 @@
 """What came of every prompt: counted from the store alone, when all is over."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 from benchmarks.chaos.load import JobPlan
-from benchmarks.chaos.pool import Essence, Expected, Snapshots, essence
+from benchmarks.chaos.pool import Essence, Expected, Snapshots, digest, essence
 from ramole_core import keys
 from ramole_core.errors import NotFoundError
 from ramole_core.job_files import JobFiles
@@ -18,10 +18,10 @@ MAX_EXAMPLES: Final = 20
 
 @dataclass
 class Verdict:
-    """Counts over all jobs. `lost`: prompts without an answer, but for those of cancelled jobs.
-    `doubled`: results of one prompt beyond the first, and outputs that changed after their job had
-    ended. `wrong`: answers that are not those of the calm run. `miscounted`: jobs whose final
-    record is not what their outputs hold."""
+    """Counts over all jobs. `lost`: prompts without an answer, but for those of jobs that the load
+    cancelled. `doubled`: results of one prompt beyond the first, outputs that are another than when
+    they were first there, and outputs of no shard. `wrong`: answers that are not those of the calm
+    run. `miscounted`: jobs whose final record is not what their outputs hold."""
 
     prompts: int = 0
     results: int = 0
@@ -43,8 +43,8 @@ class Judge:
         self._expected = expected
         self._snapshots = Snapshots(store)
 
-    def judge(self, plan: JobPlan, outputs: Iterable[tuple[str, float]] | None) -> None:
-        """`outputs`: keys and times when the job ended; None if it never did."""
+    def judge(self, plan: JobPlan, first: Mapping[str, str]) -> None:
+        """`first`: the digests of its outputs when they were first seen, by their keys."""
         self.verdict.prompts += len(plan.records)
         job = JobFiles(self._store, plan.job_id)
         manifest = job.find_manifest()
@@ -53,27 +53,29 @@ class Judge:
             return
         results = [r for shard in sorted(job.finished_shards()) for r in job.results(shard)]
         self.verdict.results += len(results)
-        self._judge_outputs(plan, manifest, outputs)
+        self._judge_outputs(plan, manifest, first)
         self._judge_results(plan, manifest, results)
         self._judge_record(plan, job, results)
         for entry in self._store.entries(keys.deaths(plan.job_id)):
             self.verdict.deaths[entry.key.rpartition("/")[2].partition("-")[0]] += 1
 
-    def _judge_outputs(
-        self, plan: JobPlan, manifest: Manifest, outputs: Iterable[tuple[str, float]] | None
-    ) -> None:
-        now = [(e.key, e.modified_seconds) for e in self._store.entries(keys.outputs(plan.job_id))]
+    def _judge_outputs(self, plan: JobPlan, manifest: Manifest, first: Mapping[str, str]) -> None:
         known = {keys.output_shard(plan.job_id, shard) for shard in manifest.shard_names()}
-        before = now if outputs is None else list(outputs)
-        for key in {key for key, _ in set(now) ^ set(before)} | ({k for k, _ in now} - known):
-            self._count("doubled", plan, f"{key} was written after the job's end, or is no shard's")
+        now = {e.key for e in self._store.entries(keys.outputs(plan.job_id))}
+        for key in now - known:
+            self._count("doubled", plan, f"{key} is no shard's")
+        for key, before in first.items():
+            if key not in now or digest(self._store.get(key)) != before:
+                self._count("doubled", plan, f"{key} is another than it was")
 
     def _judge_results(
         self, plan: JobPlan, manifest: Manifest, results: list[PromptResult]
     ) -> None:
         version, content = self._snapshots.mover(manifest.pins.registry)
         answers = self._expected.answers[content]
-        cancelled = self._store.exists(keys.cancelled(plan.job_id))
+        cancelled = plan.cancel_after is not None and self._store.exists(
+            keys.cancelled(plan.job_id)
+        )
         times = Counter(result.index for result in results)
         for index, count in times.items():
             if count > 1:
