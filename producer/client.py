@@ -28,7 +28,7 @@ from producer.readers import Dataset, read_dataset, read_items
 from producer.replies import Match, search
 from producer.results import failed_requests, result_lines
 from producer.retry import retry_id
-from producer.submission import Submission, SubmittedJob
+from producer.submission import Submission, SubmittedJob, tell_workers
 from producer.versions import EncoderRow, RouterRow, Versions
 from ramole_core import keys, messages
 from ramole_core.activations import Active
@@ -107,17 +107,26 @@ class Client:
         """How far a job is. Raises NotFoundError."""
         return self._reader.status(job_id)
 
-    def jobs(self) -> list[JobStatus]:
-        """All jobs, oldest first, from the store alone."""
+    def jobs(
+        self, on_unreadable: Callable[[ConflictError], None] = lambda error: None
+    ) -> list[JobStatus]:
+        """All jobs that can be read, oldest first, from the store alone."""
 
-        def look(job_id: str) -> JobStatus | None:
-            with suppress(NotFoundError, InvalidInputError):  # no manifest: no job
+        def look(job_id: str) -> JobStatus | ConflictError | None:
+            try:
                 return self._reader.summary(job_id)
-            return None
+            except (NotFoundError, InvalidInputError):  # no manifest: no job
+                return None
+            except ConflictError as e:
+                return e
 
         with ThreadPoolExecutor(LISTING_THREADS) as pool:
-            found = [s for s in pool.map(look, self.store.children(keys.JOBS)) if s is not None]
-        return sorted(found, key=lambda status: status.created_at)
+            found = list(pool.map(look, self.store.children(keys.JOBS)))
+        for error in found:
+            if isinstance(error, ConflictError):
+                on_unreadable(error)
+        readable = (status for status in found if isinstance(status, JobStatus))
+        return sorted(readable, key=lambda status: status.created_at)
 
     def wait(
         self,
@@ -156,7 +165,8 @@ class Client:
         return result_lines(self.store, job_id, partial)
 
     def cancel(self, job_id: str) -> JobStatus:
-        """Stops a job; shards that are finished keep their results. Raises ConflictError."""
+        """Stops a job; shards that are finished keep their results. Raises ConflictError, and
+        BrokerUnavailableError: also when it is cancelled and the workers are yet to hear of it."""
         job = JobFiles(self.store, job_id)
         job.manifest()
         finished = job.finished()
@@ -166,7 +176,7 @@ class Client:
         record = to_json({"cancelled_at": utc_now().isoformat(timespec="milliseconds")})
         self.store.put(keys.cancelling(job_id), b"")  # found by listing when the message is lost
         self.store.create(keys.cancelled(job_id), record)
-        self.broker.send(messages.START_JOB, job_id)  # workers look at the job and let go
+        tell_workers(self.broker, job_id, "is cancelled and workers let go of it")
         return self.status(job_id)
 
     def recover(self, job_id: str | None = None) -> list[str]:

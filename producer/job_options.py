@@ -28,10 +28,15 @@ def flag(option: str) -> str:
     return "--" + re.sub("adapters$", "adapter", option).replace("_", "-") if known else option
 
 
-def duration_seconds(text: str) -> float:
-    """Reads `90`, `90s`, `30m`, `8h`, `1h30m`, `2d`. Raises InvalidInputError."""
+def duration_seconds(text: str, unit_needed: bool = False) -> float:
+    """Reads `90`, `90s`, `30m`, `8h`, `1h30m`, `2d`; with `unit_needed` not the first. Raises
+    InvalidInputError."""
     found = _DURATION.fullmatch(text)
     if text.replace(".", "", 1).isdecimal():
+        if unit_needed:
+            raise InvalidInputError(
+                f"{text[:40]!r} has no unit; add s, m (minutes), h or d: for example 30d"
+            )
         return float(text)
     if not text or found is None:
         raise InvalidInputError(f"{text[:40]!r} is no duration; use for example 90s, 30m, 8h, 2d")

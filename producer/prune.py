@@ -8,6 +8,11 @@ since it was last written to (by the store's clock; of files by this machine's).
 
 What was cut, and cancelled jobs, are kept for a day at least: a submission or an upload may be
 under way, and workers remember a cancelled id for that long.
+
+While a removal goes on, another one may finish the job and its id be used again. So how the job
+ended is read again after the listing: unchanged, all that was listed is of the ended job. And
+before each object goes the manifest is looked for: where there is one again, the object may be a
+new job's. Times of objects do not decide that: in a copied or restored store they are all new.
 """
 
 import datetime
@@ -55,6 +60,10 @@ class Pruned(Wire):
     size_bytes: int = Field(default=0, ge=0)
 
 
+def _always(info: ObjectInfo) -> bool:
+    return True
+
+
 class Pruner:
     """One removal, step by step; a context manager that ends its threads."""
 
@@ -94,7 +103,7 @@ class Pruner:
             if ended is None:
                 self._prune_submission(job_id)
             elif self._has_passed(*ended):
-                self._prune_job(job_id, ended[1])
+                self._prune_job(job_id, ended)
 
     def prune_uploads(self) -> None:
         """Uploads cut before they were whole, or while a worker cleared them away."""
@@ -118,9 +127,7 @@ class Pruner:
     def prune_markers(self) -> None:
         """Markers of jobs that are gone or have ended."""
         for prefix in (keys.LIVE_JOBS, keys.CANCELLING_JOBS):
-            found = self._store.entries(prefix)
-            stale = (info for info in found if not self._is_open(info.key.removeprefix(prefix)))
-            self._prune_each("num_markers", stale)
+            self._prune_each("num_markers", self._store.entries(prefix), self._is_stale)
 
     def prune_files(self, paths: Iterable[Path]) -> None:
         """Temporary files and folders on this machine's disk."""
@@ -143,62 +150,77 @@ class Pruner:
     def _time(self, key: str, field: str) -> float | None:
         """Unix time, None without the record; a damaged one keeps its job for ever."""
         try:
-            return parse_time(get_json(self._store, key)[field]).timestamp()
+            time = parse_time(get_json(self._store, key)[field])
+            return time.astimezone(datetime.UTC).timestamp()  # refuses what has no UTC time
         except NotFoundError:
             return None
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
             return float("inf")
 
     def _has_passed(self, was_cancelled: bool, ended_seconds: float) -> bool:
         return ended_seconds < (self._before_rest if was_cancelled else self._before)
 
-    def _is_open(self, job_id: str) -> bool:
+    def _is_stale(self, marker: ObjectInfo) -> bool:
+        job_id = marker.key.partition("/")[2]
         known = _is_name(job_id) and self._store.exists(keys.manifest(job_id))
-        return known and self._end_record(job_id) is None
+        return not known or self._end_record(job_id) is not None
 
-    def _prune_job(self, job_id: str, ended_seconds: float) -> None:
+    def _prune_job(self, job_id: str, ended: tuple[bool, float]) -> None:
         found = list(self._store.entries(keys.job(job_id)))
+        if self._end_record(job_id) != ended:
+            return
+        row = _row(job_id, ended[1], found)
         first = {keys.manifest(job_id)}
         last = {keys.finished(job_id), keys.cancelled(job_id)}
         self._remove([info for info in found if info.key in first])
-        self._remove([info for info in found if info.key not in first | last])
-        self._remove([info for info in found if info.key in last])
+        is_ours = self._without_manifest(job_id)
+        self._remove([info for info in found if info.key not in first | last], is_ours)
+        self._remove([info for info in found if info.key in last], is_ours)
         self._tally["num_jobs"] += 1
-        self._on_job(
-            PrunedJob(
-                job_id=job_id,
-                ended_at=datetime.datetime.fromtimestamp(ended_seconds, datetime.UTC).isoformat(),
-                num_objects=len(found),
-                size_bytes=sum(info.size_bytes for info in found),
-            )
-        )
+        self._on_job(row)
+
+    def _without_manifest(self, job_id: str) -> Callable[[ObjectInfo], bool]:
+        """What no job holds; a dry run leaves the manifest where it is."""
+        key = keys.manifest(job_id)
+        return lambda info: self._dry_run or not self._store.exists(key)
 
     def _prune_submission(self, job_id: str) -> None:
         """Looks for the manifest last: what was written in between makes the folder young."""
         found = list(self._store.entries(keys.job(job_id)))
         if not self._are_old(found) or self._store.exists(keys.manifest(job_id)):
             return
-        self._remove(found)
+        self._remove(found, self._without_manifest(job_id))
         self._tally["num_submissions"] += 1
 
-    def _prune_each(self, counter: str, found: Iterable[ObjectInfo]) -> None:
+    def _prune_each(
+        self,
+        counter: str,
+        found: Iterable[ObjectInfo],
+        may_go: Callable[[ObjectInfo], bool] = _always,
+    ) -> None:
         old = [info for info in found if self._are_old([info])]
-        self._tally[counter] += self._remove(old)
+        self._tally[counter] += self._remove(old, may_go)
 
     def _are_old(self, found: Sequence[ObjectInfo]) -> bool:
         return all(info.modified_seconds < self._before_rest for info in found)
 
-    def _remove(self, found: Sequence[ObjectInfo]) -> int:
-        """All of them, in no order; how many went. What is no key to the store stays."""
+    def _remove(
+        self, found: Sequence[ObjectInfo], may_go: Callable[[ObjectInfo], bool] = _always
+    ) -> int:
+        """All that may go, asked right before, in no order; how many went. What is no key to the
+        store stays."""
         num_gone = 0
-        for info, is_gone in zip(found, self._pool.map(self._delete, found), strict=True):
+        removals = self._pool.map(lambda info: self._delete(info, may_go), found)
+        for info, is_gone in zip(found, removals, strict=True):
             if is_gone:
                 num_gone += 1
                 self._gone(info.size_bytes)
         return num_gone
 
-    def _delete(self, info: ObjectInfo) -> bool:
+    def _delete(self, info: ObjectInfo, may_go: Callable[[ObjectInfo], bool]) -> bool:
         try:
+            if not may_go(info):
+                return False
             if not self._dry_run:
                 self._store.delete(info.key)
         except (InvalidInputError, NotFoundError, UnicodeError):
@@ -218,6 +240,15 @@ def temporary_files(store: ObjectStore, folder: Path) -> Iterator[Path]:
         yield from unfinished()
     with local_file(folder):
         yield from sorted(folder.glob("*"))
+
+
+def _row(job_id: str, ended_seconds: float, found: Sequence[ObjectInfo]) -> PrunedJob:
+    return PrunedJob(
+        job_id=job_id,
+        ended_at=datetime.datetime.fromtimestamp(ended_seconds, datetime.UTC).isoformat(),
+        num_objects=len(found),
+        size_bytes=sum(info.size_bytes for info in found),
+    )
 
 
 def _is_name(text: str) -> bool:

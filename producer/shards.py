@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
 from ramole_core import keys
-from ramole_core.errors import InvalidInputError
+from ramole_core.errors import InvalidInputError, UnavailableError
 from ramole_core.jobs import MAX_SHARDS, JobOptions, Manifest, Pins, PromptRequest, shard_name
 from ramole_core.store import ObjectStore
 
@@ -80,6 +80,20 @@ class ShardWriter:
             num_bad_lines=self.num_bad_lines,
             num_shards=self.num_shards,
         )
+
+    def check_stored(self) -> None:
+        """Raises UnavailableError when what was written is not all there any more."""
+        if self._store is None:
+            return
+        folder = keys.input_prefix(self._job_id, self._submission)
+        names = set(self._store.children(folder))
+        num_gone = sum(f"{shard_name(n)}.jsonl" not in names for n in range(self.num_shards))
+        if num_gone:
+            raise UnavailableError(
+                f"job {self._job_id} was not made: {num_gone} of its {self.num_shards} shards are "
+                "gone from the store (`ramole jobs prune` removes those of a submission that "
+                "stands still for a day); submit it again"
+            )
 
     def delete(self) -> None:
         """Removes what was written (a refused or outrun submission)."""

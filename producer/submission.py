@@ -1,9 +1,11 @@
 """Submits a job: stream the prompts into shards, then the live marker, then the manifest, last.
 
-Contract: a job exists exactly when its manifest does. Cut anywhere before that, nothing runs and
-the same submission may simply be made again. The same id with the same content is the same job;
-with other content it is refused and nothing of it stays. The id of a removed job may be used again
-once nothing of that job is left.
+Contract: a job exists exactly when its manifest does, and then its inputs are all there. Cut
+anywhere before that, nothing runs and the same submission may simply be made again. The same id
+with the same content is the same job; with other content it is refused and nothing of it stays. The
+id of a removed job may be used again once nothing of that job is left.
+
+The live marker is written even where there is one: its age keeps `ramole jobs prune` from it.
 """
 
 import secrets
@@ -77,7 +79,7 @@ class Submission:
         _check_same(manifest, writer)
         if not JobFiles(self._store, manifest.job_id).ended():
             self._broker.check()
-            self._store.create(keys.live(manifest.job_id), b"")
+            self._store.put(keys.live(manifest.job_id), b"")
             self._start(manifest.job_id)
         return _submitted(manifest, False, writer)
 
@@ -87,13 +89,14 @@ class Submission:
         try:
             writer.write_all(requests)
             _check_any_good(writer)
+            writer.check_stored()
         except BaseException:
             with suppress(RamoleError):
                 writer.delete()
             raise
         manifest = writer.manifest(pins, utc_now().isoformat())
         job_id = manifest.job_id
-        self._store.create(keys.live(job_id), b"")
+        self._store.put(keys.live(job_id), b"")
         # From here on the inputs stay: a creation that seems to fail may yet have happened.
         if self._store.create(keys.manifest(job_id), manifest.model_dump_json().encode()):
             return manifest, True
@@ -104,12 +107,16 @@ class Submission:
         return winner, False
 
     def _start(self, job_id: str) -> None:
-        try:
-            self._broker.send(messages.START_JOB, job_id)
-        except BrokerUnavailableError as e:
-            raise BrokerUnavailableError(
-                f"job {job_id} is stored and a worker will begin it when Redis is back; {e}"
-            ) from e
+        tell_workers(self._broker, job_id, "is stored and a worker will begin it")
+
+
+def tell_workers(broker: Broker, job_id: str, done: str) -> None:
+    """Has workers look at the job. Raises BrokerUnavailableError; `done` holds all the same, and
+    workers find the job by listing."""
+    try:
+        broker.send(messages.START_JOB, job_id)
+    except BrokerUnavailableError as e:
+        raise BrokerUnavailableError(f"job {job_id} {done} when Redis is back; {e}") from e
 
 
 def _check_any_good(writer: ShardWriter) -> None:

@@ -34,12 +34,19 @@ class JobFiles:
 
     def manifest(self) -> Manifest:
         """The job's manifest."""
+        key = keys.manifest(self.job_id)
         try:
-            return self._read(Manifest, keys.manifest(self.job_id))
+            manifest = self._read(Manifest, key)
         except NotFoundError as e:
             raise NotFoundError(
                 f"there is no job {self.job_id}; `ramole jobs` lists what there is"
             ) from e
+        if manifest.job_id != self.job_id:
+            raise ConflictError(
+                f"{key} is the manifest of job {manifest.job_id}: a copied job cannot be used; "
+                "remove its folder"
+            )
+        return manifest
 
     def find_manifest(self) -> Manifest | None:
         """The job's manifest, or None."""

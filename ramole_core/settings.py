@@ -19,12 +19,32 @@ from urllib.parse import quote, urlsplit
 from ramole_core.errors import ConfigError, printable
 
 PREFIX: Final = "RAMOLE_"
-_URL: Final = re.compile(r"[a-z][a-z0-9+.-]*://\S+")
+_URL: Final = re.compile(r"[a-z][a-z0-9+.-]*://\S+", re.IGNORECASE)
+_BROKER_URL: Final = re.compile(r"(redis|rediss|unix)://\S+")
 MAX_SOCKET_PATH_BYTES: Final = 100
 SPARE_THREADS: Final = 4  # of a worker, for uploads, searches and new jobs
 
 
 def _text(value: str) -> str:
+    return value
+
+
+def _broker_url(value: str) -> str:
+    """One that `redacted` knows from its first to its last character."""
+    if not _BROKER_URL.fullmatch(value):
+        raise ValueError("a redis://, rediss:// or unix:// URL; write a blank in it as %20")
+    return value
+
+
+def _ca_file(value: str) -> str:
+    import ssl
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(value)
+    except ssl.SSLError:
+        raise ValueError("a PEM file of the CA: there is no certificate in it") from None
+    except OSError as e:
+        raise ValueError(f"a PEM file of the CA: {e.strerror}") from None
     return value
 
 
@@ -71,7 +91,7 @@ class Settings:
     )
     broker_url: str = _setting(
         "",
-        _text,
+        _broker_url,
         "redis://, rediss:// or unix:// URL; empty: the embedded broker under the home",
         secret=True,
     )
@@ -81,8 +101,10 @@ class Settings:
     store_access_key: str = _setting("", _text, "S3 access key", secret=True)
     store_secret_key: str = _setting("", _text, "S3 secret key", secret=True)
     store_region: str = _setting("us-east-1", _text, "S3 region")
-    store_ca_file: str = _setting("", _text, "PEM file of the CA that signed the S3 certificate")
-    broker_ca_file: str = _setting("", _text, "PEM file of the CA that signed Redis' certificate")
+    store_ca_file: str = _setting("", _ca_file, "PEM file of the CA that signed the S3 certificate")
+    broker_ca_file: str = _setting(
+        "", _ca_file, "PEM file of the CA that signed Redis' certificate"
+    )
     model: str = _setting("", _text, "base model: a folder or a hub id; empty: the built-in zoo")
     model_aliases: tuple[str, ...] = _setting(
         (), _list, "other names (comma separated) that adapters may give for the base model"
@@ -209,14 +231,21 @@ class Settings:
 
 
 def redacted(text: str) -> str:
-    """`text` with every URL in it cut down to scheme, host and path: for messages and logs."""
+    """`text` with every URL in it cut down to scheme, host and path: for messages and logs.
+
+    A URL ends at the first blank; settings take none with a blank in it.
+    """
     return _URL.sub(lambda found: _without_secrets(found.group()), text)
 
 
 def _without_secrets(url: str) -> str:
     scheme = url.partition("://")[0]
     if scheme == "unix":
-        return url.partition("?")[0]
+        address, _, query = url.removeprefix("unix://").partition("?")
+        user, _, path = address.rpartition("@")  # redis-py takes unix://user:password@/path
+        if "@" in query:  # a password with ? in it
+            return f"{scheme}://***"
+        return f"{scheme}://" + ("***@" if user else "") + path
     parts = urlsplit(url)
     if "@" in parts.path + parts.query + parts.fragment:  # a password with / ? or # in it
         return f"{scheme}://***"
@@ -250,7 +279,8 @@ def _read_value(known: Mapping[str, Any], name: str, text: str, where: str) -> A
     try:
         return known[name].metadata["read"](text)
     except ValueError as e:
-        raise ConfigError(f"{where}={text[:80]!r}: must be {e}") from e
+        given = f"={text[:80]!r}" if known[name].repr else ""
+        raise ConfigError(f"{where}{given}: must be {e}") from e
 
 
 def describe() -> list[tuple[str, str, str]]:

@@ -211,7 +211,7 @@ class ShardRunner:
         self._store.put(key, to_json(note))
 
     def _given_up(self, job: JobFiles, claim: Claim) -> list[PromptResult]:
-        """Errors for all prompts that can still be read, with the reason of the last attempt."""
+        """An error for every prompt, with the reason of the last attempt."""
         count = claim.attempt - 1
         reason = "its worker was lost each time"
         with suppress(NotFoundError):
@@ -222,8 +222,33 @@ class ShardRunner:
         try:
             prompts = self._load(job.manifest(), claim.ref)
         except NotFoundError:
-            prompts = []  # the input is gone; the final record counts its prompts as failed
+            prompts = self._stand_ins(job, claim.ref)
         return [failure(prompt, PromptError("worker_lost", message)) for prompt in prompts]
+
+    def _stand_ins(self, job: JobFiles, ref: ShardRef) -> list[PromptRequest]:
+        """The prompts of an input that is gone: their indexes are all that is known.
+
+        A shard may hold fewer than `shard_size`, so the nearest that are left say where the gap
+        begins and ends; the shards of a gap share out its indexes, each of them once.
+        """
+        manifest = job.find_manifest()
+        if manifest is None:
+            return []
+        left = set(self._store.children(keys.input_prefix(job.job_id, manifest.submission)))
+        there = [name for name in manifest.shard_names() if f"{name}.jsonl" in left]
+        before = max((name for name in there if name < ref.shard), default=None)
+        after = min((name for name in there if name > ref.shard), default=None)
+        begin, end, place = 0, manifest.num_prompts, int(ref.shard)
+        size = manifest.options.shard_size
+        if before is not None:
+            found = [p.index for p in self._load(manifest, ShardRef(job.job_id, before))]
+            begin = 1 + max(found, default=size * (int(before) + 1) - 1)
+            place -= int(before) + 1
+        if after is not None:
+            found = [p.index for p in self._load(manifest, ShardRef(job.job_id, after))]
+            end = min(found, default=end)
+        first = begin + place * size
+        return [PromptRequest(index=index) for index in range(first, min(first + size, end))]
 
     def _write(self, ref: ShardRef, results: list[PromptResult]) -> None:
         key = keys.output_shard(ref.job_id, ref.shard)

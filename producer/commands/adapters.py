@@ -1,6 +1,7 @@
 """`ramole adapters upload|list|show|remove` and `ramole search`."""
 
 from pathlib import Path
+from typing import Final
 
 import click
 
@@ -14,10 +15,16 @@ from producer.commands.common import (
     warn_unknown,
 )
 
+MAX_VERSION_DIGITS: Final = 9
+
 
 @click.group()
 def adapters() -> None:
-    """Uploads, lists, shows and removes adapters."""
+    """Uploads, lists, shows and removes adapters.
+
+    \b
+    Example: ramole adapters list
+    """
 
 
 @adapters.command()
@@ -142,8 +149,10 @@ def search(
 
 def _name_and_version(text: str) -> tuple[str, int | None]:
     name, at, version = text.partition("@")
-    if at and not version.isdecimal():
-        raise click.UsageError(f"{text!r}: use NAME or NAME@VERSION")
+    if at and not (version.isdecimal() and len(version) <= MAX_VERSION_DIGITS):
+        raise click.UsageError(
+            f"{text[:120]!r}: use NAME or NAME@VERSION, of {MAX_VERSION_DIGITS} digits at most"
+        )
     return name, int(version) if at else None
 
 

@@ -11,6 +11,7 @@ from producer.commands.common import (
     echo_status,
     echo_table,
     json_option,
+    note,
     shown_bytes,
     wait_and_report,
 )
@@ -49,7 +50,7 @@ def jobs(context: click.Context, as_json: bool) -> None:
 
 
 def _list_jobs(app: App, as_json: bool) -> None:
-    found = app.client.jobs()
+    found = app.client.jobs(on_unreadable=lambda error: note(f"warning: {error}"))
     if as_json:
         for job in found:
             echo_json(job)
@@ -60,7 +61,12 @@ def _list_jobs(app: App, as_json: bool) -> None:
 
 
 @jobs.command("prune")
-@click.option("--older-than", required=True, metavar="30d", help="Time since a job's end.")
+@click.option(
+    "--older-than",
+    required=True,
+    metavar="30d",
+    help="Time since a job's end, with its unit: s, m (minutes), h, d.",
+)
 @click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
 @json_option
 @click.pass_obj
@@ -73,7 +79,7 @@ def prune(app: App, older_than: str, dry_run: bool, as_json: bool) -> None:
     \b
     Example: ramole jobs prune --older-than 30d --dry-run
     """
-    age_seconds = duration_seconds(older_than)
+    age_seconds = duration_seconds(older_than, unit_needed=True)
     with PruneLine(sys.stderr) as line:
         total = app.client.prune(age_seconds, dry_run, echo_json if as_json else _echo, line.show)
     if as_json:

@@ -29,7 +29,11 @@ _seed_option = click.option("--seed", type=int, help="Same data and seed, same r
 
 @click.group()
 def train() -> None:
-    """Trains the retriever or a router; what is better is in use from the next job on."""
+    """Trains the retriever or a router; what is better is in use from the next job on.
+
+    \b
+    Example: ramole train retriever --dry-run
+    """
 
 
 @train.command()

@@ -9,7 +9,11 @@ from ramole_core.activations import Active
 
 @click.group()
 def encoders() -> None:
-    """Lists encoder versions and switches between them."""
+    """Lists encoder versions and switches between them.
+
+    \b
+    Example: ramole encoders list
+    """
 
 
 @encoders.command("list")
@@ -57,7 +61,11 @@ def rollback_encoder(app: App, as_json: bool) -> None:
 
 @click.group()
 def routers() -> None:
-    """Lists router versions and switches between them."""
+    """Lists router versions and switches between them.
+
+    \b
+    Example: ramole routers list
+    """
 
 
 @routers.command("list")

@@ -7,14 +7,15 @@ The file's text only describes the holder and means nothing once the lock is fre
 import fcntl
 import os
 import shlex
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, Literal
 
 from pydantic import ValidationError
 
 from producer.polling import poll
-from ramole_core.errors import ConflictError
+from ramole_core.errors import ConfigError, ConflictError
 from ramole_core.jobs import Wire
 
 DESCRIBE_SECONDS: Final = 2.0
@@ -42,9 +43,10 @@ class OwnerLock:
         self._handle = -1
 
     def acquire(self) -> None:
-        """Takes the lock. Raises ConflictError naming the process that holds it."""
-        self._home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        """Takes the lock. Raises ConflictError naming the process that holds it, ConfigError."""
+        with _usable(self._home):
+            self._home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         if not _try_lock(handle):
             os.close(handle)
             holder = self._read()
@@ -56,10 +58,11 @@ class OwnerLock:
         self._handle = handle
 
     def describe(self, holder: Holder) -> None:
-        """Writes who holds the lock and how far it is."""
+        """Writes who holds the lock and how far it is. Raises ConfigError."""
         data = holder.model_dump_json().encode()
-        os.pwrite(self._handle, data, 0)
-        os.ftruncate(self._handle, len(data))
+        with _usable(self._home):
+            os.pwrite(self._handle, data, 0)
+            os.ftruncate(self._handle, len(data))
 
     def release(self) -> None:
         """Gives the lock back."""
@@ -75,11 +78,12 @@ class OwnerLock:
         return poll(self.holder, DESCRIBE_SECONDS) if self.held() else None
 
     def held(self) -> bool:
-        """True while some process holds the lock."""
-        try:
-            handle = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return False
+        """True while some process holds the lock. Raises ConfigError."""
+        with _usable(self._home):
+            try:
+                handle = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+            except FileNotFoundError:
+                return False
         try:
             return not _try_lock(handle)
         finally:
@@ -94,6 +98,16 @@ class OwnerLock:
 def down_command(home: Path) -> str:
     """What stops the system that serves `home`."""
     return f"ramole --home {shlex.quote(str(home))} down"
+
+
+@contextmanager
+def _usable(home: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        raise ConfigError(
+            f"RAMOLE_HOME={home}: {e.strerror or e}; choose a folder that you may write to"
+        ) from e
 
 
 def _try_lock(handle: int) -> bool:

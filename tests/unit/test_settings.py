@@ -61,10 +61,33 @@ def test_secrets_are_not_shown() -> None:
         == "cannot reach redis://***@h:1/0, sorry"
     )
     for url in ("redis://h/0?password=hush", "redis://h/0?password=x@hush", "redis://:1/hush@h",
-                "redis://:1?hush@h", "redis://:1#hush@h"):  # fmt: skip
+                "redis://:1?hush@h", "redis://:1#hush@h", "REDIS://:hush@h", "unix://me:hush@/s",
+                "unix://:a/b@hush@/s", "unix://:hush?x@/s", "unix:///s?password=hush"):  # fmt: skip
         assert "hush" not in redacted(url), url
     broker = Settings.load({"RAMOLE_BROKER_URL": "redis://:hush@h:1/0"})
     assert "hush" not in repr(broker)
+
+    assert redacted("unix:///run/r.sock?db=1") == "unix:///run/r.sock"
+    assert redacted("unix://me:hush@/run/r.sock") == "unix://***@/run/r.sock"
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://:hush word@h:1/0", "redis://:hush@h\n", "hush@h:1", "h://hush"]
+)
+def test_a_broker_url_of_which_a_part_might_be_shown_is_refused_unseen(url: str) -> None:
+    with pytest.raises(ConfigError, match="^RAMOLE_BROKER_URL: must be a redis://, ") as caught:
+        Settings.load({"RAMOLE_BROKER_URL": url})
+    assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize("variable", ["RAMOLE_BROKER_CA_FILE", "RAMOLE_STORE_CA_FILE"])
+def test_a_ca_file_is_there_and_holds_a_certificate(variable: str, tmp_path: Path) -> None:
+    path = tmp_path / "ca.pem"
+    with pytest.raises(ConfigError, match=f"^{variable}='{path}': .*: No such file"):
+        Settings.load({variable: str(path)})
+    path.write_text("no certificate")
+    with pytest.raises(ConfigError, match=f"^{variable}='{path}': .* there is no certificate"):
+        Settings.load({variable: str(path)})
 
 
 def test_a_long_home_gets_a_short_socket(tmp_path: Path) -> None:

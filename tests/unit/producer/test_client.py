@@ -80,6 +80,24 @@ def test_jobs_lists_what_has_a_manifest_without_redis(world: World) -> None:
     assert list(states.values()) == ["queued", "completed_with_failures", "running"]
 
 
+def test_a_job_that_cannot_be_read_is_named_and_hides_no_other(world: World) -> None:
+    for job_id in ("damaged", "copied", "cancelled", "good"):
+        submitted(world, job_id)
+    manifest = get_json(world.store, keys.manifest("damaged"))
+    world.store.put(keys.manifest("damaged"), to_json({**manifest, "newer": 1}))
+    world.store.put(keys.manifest("copied"), world.store.get(keys.manifest("good")))
+    world.store.put(keys.cancelled("cancelled"), b"[" * 200_000)
+    errors: list[ConflictError] = []
+    assert [job.job_id for job in world.client.jobs(errors.append)] == ["good"]
+    said = [str(error) for error in errors]
+    assert "is not readable" in said[0] and said[1].startswith(
+        "jobs/copied/manifest.json is the manifest of job good"
+    )
+    assert "is not readable" in said[2] and len(said) == 3
+    with pytest.raises(ConflictError, match="of job good"):
+        world.client.status("copied")
+
+
 def test_results_come_in_order_and_partial_ones_only_when_asked(world: World) -> None:
     submitted(world)
     world.answer("j", num_shards=2)
@@ -137,6 +155,20 @@ def test_cancel_is_recorded_once_and_keeps_finished_results(world: World) -> Non
     assert world.client.cancel("j").state is JobState.CANCELLED
     assert get_json(world.store, keys.cancelled("j")) == first
     assert len(list(world.client.results("j"))) == 2
+
+
+def test_a_cancelled_job_whose_message_cannot_be_sent_says_that_it_is_cancelled(
+    world: World,
+) -> None:
+    def full(message: tuple[str, ...]) -> None:
+        raise BrokerUnavailableError("OOM: used memory > maxmemory")
+
+    submitted(world)
+    world.broker.on_send = full
+    with pytest.raises(BrokerUnavailableError, match="job j is cancelled .* OOM"):
+        world.client.cancel("j")
+    assert world.client.status("j").state is JobState.CANCELLED
+    assert world.store.exists(keys.cancelling("j")), "workers find it by listing"
 
 
 def test_an_ended_job_cannot_be_cancelled(world: World) -> None:

@@ -22,6 +22,13 @@ def test_durations(text: str, seconds: float) -> None:
     assert duration_seconds(text) == seconds
 
 
+def test_a_unit_may_be_needed() -> None:
+    assert duration_seconds("1d12h", unit_needed=True) == 36 * 3600
+    for text in ("30", "0", "1.5"):
+        with pytest.raises(InvalidInputError, match=f"'{text}' has no unit; .* 30d"):
+            duration_seconds(text, unit_needed=True)
+
+
 @pytest.mark.parametrize("text", ["", "soon", "-5m", "5 m", "5y"])
 def test_what_is_no_duration_is_refused(text: str) -> None:
     with pytest.raises(InvalidInputError, match="8h"):

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -105,7 +106,18 @@ def test_a_cancelled_job_stays_for_a_day(world: World) -> None:
     assert jobs_in(world) == ["j"], "workers remember a cancelled id for a day"
 
 
-@pytest.mark.parametrize("record", [b"oops", b'{"finished_at": "soon"}', b"[]", b"{}"])
+@pytest.mark.parametrize(
+    "record",
+    [
+        b"oops",
+        b'{"finished_at": "soon"}',
+        b"[]",
+        b"{}",
+        pytest.param(b"[" * 200_000, id="deep"),
+        b'{"finished_at": "0001-01-01T00:00:00+14:00"}',
+        b'{"finished_at": "9999-12-31T23:59:59-14:00"}',
+    ],
+)
 def test_a_job_whose_end_cannot_be_read_stays(record: bytes, world: World) -> None:
     put_job(world, "j")
     world.store.create(keys.finished("j"), record)
@@ -263,6 +275,74 @@ def test_two_prunes_at_once_do_no_harm(world: World) -> None:
     assert calls > 8 and jobs_in(world) == ["open"] and is_open(world.store, "open")
 
 
+class Interrupted:
+    """A store at which something happens once, before a call of that name and key."""
+
+    def __init__(self, store: ObjectStore, at: tuple[str, str], happens: Callable[[], Any]) -> None:
+        self._store, self._at, self._happens = store, at, [happens]
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            if (name, *args) == self._at and self._happens:
+                self._happens.pop()()
+            return getattr(self._store, name)(*args)
+
+        return call
+
+
+@pytest.mark.parametrize(
+    "at",
+    [
+        ("delete", keys.manifest("a")),
+        ("entries", keys.job("nightly")),
+        ("exists", keys.manifest("nightly")),
+        ("delete", keys.finished("nightly")),
+    ],
+)
+def test_a_removal_that_another_overtakes_spares_the_new_job_of_that_id(
+    world: World, at: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for job_id in ("a", "nightly"):
+        put_job(world, job_id, finished=31 * DAY)
+    age(world, 31 * DAY)
+    monkeypatch.setattr("producer.prune.THREADS", 1)
+
+    def overtaken() -> None:
+        pruned(world.store, world.home)
+        world.client.submit(["new"], job_id="nightly")
+        world.answer("nightly")
+
+    pruned(Interrupted(world.store, at, overtaken), world.home)  # type: ignore[arg-type]
+    assert jobs_in(world) == ["nightly"] and is_open(world.store, "nightly")
+    assert [r.text for r in world.client.results("nightly", partial=True)] == ["NEW"]
+    assert [r.prompt for r in world.requests("nightly")] == ["new"]
+
+
+def test_a_marker_is_looked_at_again_before_it_goes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for job_id in ("a", "b"):
+        world.store.put(keys.live(job_id), b"")  # what cut submissions left
+    age(world, 31 * DAY)
+    monkeypatch.setattr("producer.prune.THREADS", 1)
+    at = ("delete", keys.live("a"))
+    slow = Interrupted(world.store, at, lambda: world.client.submit(["new"], job_id="b"))
+    with Pruner(slow, MONTH, now()) as pruner:  # type: ignore[arg-type]
+        pruner.prune_markers()
+    assert [info.key for info in world.store.entries(keys.LIVE_JOBS)] == [keys.live("b")]
+
+
+def test_what_is_reported_is_known_before_anything_goes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_job(world, "j", finished=31 * DAY)
+    monkeypatch.setattr("producer.prune._row", lambda *_: 1 / 0)
+    before = world.keys()
+    with pytest.raises(ZeroDivisionError):
+        world.client.prune(MONTH)
+    assert world.keys() == before
+
+
 def test_a_store_without_files_and_a_home_without_tmp_have_none(tmp_path: Path) -> None:
     store = DirectoryStore(tmp_path / "store")
     assert list(temporary_files(store, tmp_path / "tmp")) == []
@@ -293,6 +373,9 @@ def test_the_listing_is_still_there_and_the_age_must_be_given(ramole: Ramole, wo
         ("prune",),
         ("prune", "--older-than", "soon"),
         ("prune", "--older-than", ""),
+        ("prune", "--older-than", "30"),
+        ("prune", "--older-than", "0"),
+        ("prune", "--older-than", "0.5"),
         ("--json", "prune", "--older-than", "1d"),
     ):
         code, out, err = ramole("jobs", *words)

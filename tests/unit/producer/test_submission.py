@@ -1,6 +1,8 @@
 """Submission: idempotent by id, refused when it differs, and whole or not at all."""
 
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,26 @@ def test_the_same_content_is_the_same_job(world: World) -> None:
     assert not again.created and again.num_prompts == 5
     assert world.keys() == before
     assert len(world.broker.sent) == 2  # its first message may have been lost
+
+
+def test_a_live_marker_is_as_young_as_the_submission(world: World) -> None:
+    marker = world.home / "store" / keys.live("j")
+    world.store.put(keys.live("j"), b"")  # what a cut submission left
+    for created in (True, False):
+        os.utime(marker, (0, 0))
+        assert world.client.submit(PROMPTS, job_id="j").created is created
+        assert marker.stat().st_mtime > 0
+
+
+def test_a_submission_that_lost_shards_meanwhile_makes_no_job(world: World) -> None:
+    def stream() -> Iterator[str]:
+        yield from map(str, range(10))  # so many that the first is stored
+        (submission,) = world.store.children("jobs/j/input/")
+        world.store.delete(keys.input_shard("j", submission, "00000"))  # as `jobs prune` does
+
+    with pytest.raises(UnavailableError, match="1 of its 10 shards are gone .* submit it again"):
+        world.client.submit(stream(), job_id="j", shard_size=1)
+    assert world.keys() == [] and world.broker.sent == []
 
 
 def test_a_job_that_ended_is_not_started_again(world: World) -> None:

@@ -1,5 +1,6 @@
 """A shard's life: answered in order, done once, let go cleanly, given up at last."""
 
+import itertools
 import json
 import threading
 from pathlib import Path
@@ -12,6 +13,7 @@ from ramole_core.adapters.ref import AdapterRef
 from ramole_core.engine.request import Expert, Generation, GenerationFuture, GenerationRequest
 from ramole_core.errors import NotFoundError, StoreUnavailableError, TooLargeError
 from ramole_core.jobs import ErrorRecord, Finished, JobState, PromptRequest
+from ramole_core.store.base import get_json, to_json
 from ramole_core.store.directory import DirectoryStore
 from tests.servers import wait_until
 from tests.unit.worker.world import World, make_world, prompts, put_job, start
@@ -267,6 +269,31 @@ def test_a_shard_whose_input_is_gone_still_ends_its_job(tmp_path: Path, redis_ur
     world.run_next()
     final = Finished.model_validate_json(world.store.get(keys.finished("j")))
     assert (final.num_ok, final.num_failed) == (0, 2)
+    assert [r.index for r in world.results("j")] == [0, 1]
+    assert all(r.error and "is not in the store" in r.error.message for r in world.results("j"))
+
+
+@pytest.mark.parametrize("lost", ["0", "1", "4", "01", "23", "124", "0134", "01234"])
+def test_every_prompt_of_lost_inputs_has_one_record(
+    lost: str, tmp_path: Path, redis_url: str
+) -> None:
+    """Of shards of at most 3 prompts, some smaller."""
+    world = make_world(tmp_path, redis_url)
+    shards, index = [2, 3, 1, 3, 1], itertools.count()
+    put_job(world.store, "j", prompts(*"abcdefghij"), shard_size=2)
+    manifest = get_json(world.store, keys.manifest("j"))
+    manifest["options"]["shard_size"] = 3
+    world.store.put(keys.manifest("j"), to_json(manifest))
+    for number, size in enumerate(shards):
+        lines = [PromptRequest(index=next(index)).model_dump_json() for _ in range(size)]
+        world.store.put(keys.input_shard("j", "s1", f"{number:05d}"), "\n".join(lines).encode())
+    for number in lost:
+        world.store.delete(keys.input_shard("j", "s1", f"0000{number}"))
+    for number in range(len(shards)):
+        claim = Claim(ShardRef("j", f"{number:05d}"), 4, "w1:4", exhausted=True)
+        world.runner.run(claim)
+    found = [r.index for n in range(len(shards)) for r in world.results("j", f"{n:05d}")]
+    assert found == list(range(10))
 
 
 def test_the_reason_of_the_last_attempt_stands_in_the_errors(
