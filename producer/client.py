@@ -38,6 +38,7 @@ from ramole_core.errors import (
     ConflictError,
     InvalidInputError,
     NotFoundError,
+    StoreUnavailableError,
     TimedOutError,
 )
 from ramole_core.job_files import JobFiles
@@ -47,6 +48,7 @@ from ramole_core.store import ObjectStore, open_store
 from ramole_core.store.base import to_json
 
 LISTING_THREADS: Final = 8
+OUTAGE_SECONDS: Final = 600.0  # for so long `wait` waits for a store that went away
 
 
 class Client:
@@ -133,28 +135,44 @@ class Client:
         job_id: str,
         timeout_seconds: float | None = None,
         on_progress: Callable[[JobStatus], None] = lambda status: None,
+        on_outage: Callable[[StoreUnavailableError], None] = lambda error: None,
     ) -> JobStatus:
         """The job's status once it has ended. Raises TimedOutError, NotFoundError.
 
-        Redis must answer at first; when it goes away later the store alone is looked at.
+        Redis and the store must answer at first. When Redis goes away later the store alone is
+        looked at; when the store does, `on_outage` is told once, and after OUTAGE_SECONDS its error
+        is raised.
         """
-        last = self.status(job_id)
+        last, clock = self.status(job_id), self._clock or Clock()
+        away_since: float | None = None
 
         def look() -> JobStatus | None:
-            nonlocal last
+            nonlocal last, away_since
             try:
-                last = self.status(job_id)
-            except BrokerUnavailableError:
-                last = self._reader.summary(job_id)
+                last = self._seen(job_id)
+            except StoreUnavailableError as e:
+                if away_since is None:
+                    away_since = clock.now()
+                    on_outage(e)
+                if clock.now() - away_since > OUTAGE_SECONDS:
+                    raise
+                return None
+            away_since = None
             on_progress(last)
             return last if last.state.ended else None
 
-        if poll(look, timeout_seconds, self._clock) is None:
+        if poll(look, timeout_seconds, clock) is None:
             raise TimedOutError(
                 f"job {job_id} is {last.state} after {timeout_seconds:g} s "
                 f"({last.num_done} of {last.num_prompts} prompts done)"
             )
         return last
+
+    def _seen(self, job_id: str) -> JobStatus:
+        try:
+            return self.status(job_id)
+        except BrokerUnavailableError:
+            return self._reader.summary(job_id)
 
     def results(self, job_id: str, partial: bool = False) -> Iterator[PromptResult]:
         """The results in the order of the prompts; with `partial` also of a job that runs."""

@@ -114,7 +114,12 @@ def wait_and_report(app: App, job_id: str, timeout_seconds: float | None, as_jso
     """Waits for a job, prints how it ended, exits with 7 unless it completed."""
     try:
         with ProgressLine(sys.stderr) as progress:
-            status = app.client.wait(job_id, timeout_seconds, on_progress=progress.show)
+            status = app.client.wait(
+                job_id,
+                timeout_seconds,
+                on_progress=progress.show,
+                on_outage=lambda error: note(f"warning: {error}; waiting goes on"),
+            )
     except KeyboardInterrupt:
         note(
             f"ramole: job {job_id} runs on; `ramole status {job_id}` shows how far it is, "

@@ -110,41 +110,6 @@ def test_results_come_in_order_and_partial_ones_only_when_asked(world: World) ->
     assert [r.text for r in found] == ["A", None, "C", "D", None]
 
 
-def test_wait_returns_at_the_end_and_shows_progress(world: World) -> None:
-    submitted(world)
-    world.clock.on_sleep = lambda: world.finish("j")
-    seen: list[JobState] = []
-    status = world.client.wait("j", 60, on_progress=lambda s: seen.append(s.state))
-    assert status.state.ended and seen[0] is JobState.QUEUED and seen[-1] is status.state
-
-
-def test_wait_has_a_limit_and_backs_off(world: World) -> None:
-    submitted(world)
-    pauses: list[float] = []
-    world.clock.on_sleep = lambda: pauses.append(world.clock.time)
-    with pytest.raises(TimedOutError, match="0 of 5"):
-        world.client.wait("j", 10)
-    assert world.clock.time == pytest.approx(10)
-    assert pauses[0] == pytest.approx(0.02) and len(pauses) < 40
-
-
-def test_wait_survives_redis_going_away_but_not_its_absence(world: World) -> None:
-    submitted(world)
-
-    def gone() -> None:
-        world.broker.down = True
-        world.finish("j")
-
-    world.clock.on_sleep = gone
-    assert world.client.wait("j", 60).state.ended
-    submitted_again = world.client.submit
-    world.broker.down = False
-    submitted_again(["x"], job_id="k")
-    world.broker.down = True
-    with pytest.raises(BrokerUnavailableError):
-        world.client.wait("k", 1)
-
-
 def test_cancel_is_recorded_once_and_keeps_finished_results(world: World) -> None:
     submitted(world)
     world.answer("j", num_shards=1)
