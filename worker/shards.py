@@ -116,6 +116,8 @@ class ShardRunner:
         self._note(claim)
         manifest = job.manifest()
         prompts = self._load(manifest, claim.ref)
+        if manifest.pins.router is not None:
+            self._engine.read_router(manifest.pins.router)
         if manifest.pins.registry > self._registry.position:
             self._registry.refresh()
         charges = charges_of(self._store, claim.ref.job_id)

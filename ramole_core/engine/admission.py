@@ -23,7 +23,7 @@ class Admission:
 
     def __init__(self, bank: AdapterBank, on_progress: Callable[[], None] = lambda: None) -> None:
         self.bank = bank
-        self._on_progress = on_progress  # a load may take as long as the store does
+        self._on_progress = on_progress  # a load takes as long as the store does, and fails as late
         self._pinned: dict[int, tuple[tuple[AdapterRef, ...], Router | None]] = {}  # by sequence
         self._failed: dict[AdapterRef, Exception] = {}  # loads that failed ahead of time
 
@@ -102,18 +102,19 @@ class Admission:
                     raise failed
                 self.bank.free_unused()  # it was read beside others that wait; alone it may fit
             self.bank.acquire(ref)
-            self._on_progress()
         except Exception as e:
             return _charged(e, "adapter_unavailable", f"adapter {ref}")
+        finally:
+            self._on_progress()
         return None
 
     def _router(self, version: str) -> Router | RamoleError:
         try:
-            router = self.bank.router(version)
-            self._on_progress()
+            return self.bank.router(version)
         except Exception as e:
             return _charged(e, "router_unavailable", f"router {version}")
-        return router
+        finally:
+            self._on_progress()
 
 
 def _charged(error: Exception, code: str, what: str) -> RamoleError:

@@ -8,9 +8,10 @@ of the mixture, or 1 for the chosen expert and 0 for the others.
 
 Guarantees: the answer depends on the request alone, never on the order in which parts end; the
 future always ends, with the engine too; an expert that fails in the second pass leaves the choice
-to the others (all of them: to the first pass); an outage (UnavailableError) anywhere fails the
-whole, to be tried again. The future can be cancelled until it has its answer: what waits leaves the
-line, what runs goes on and is dropped.
+to the others (all of them: to the first pass), unless it failed for a reason of the moment: memory
+that ran out and errors of the engine fail the whole, and so does an outage (UnavailableError)
+anywhere, to be tried again. The future can be cancelled until it has its answer: what waits leaves
+the line, what runs ends before the next step.
 """
 
 import logging
@@ -20,11 +21,14 @@ from collections.abc import Callable
 from collections.abc import Sequence as Many
 from concurrent.futures import CancelledError
 from dataclasses import replace
+from typing import Final
 
 from ramole_core.engine.choice import Candidate, CascadeRule, choose
 from ramole_core.engine.request import Generation, GenerationFuture
 from ramole_core.engine.sequence import Sequence
 from ramole_core.errors import PromptError, UnavailableError
+
+OF_THE_MOMENT: Final = ("out_of_memory", "engine_error")  # codes
 
 log = logging.getLogger(__name__)
 
@@ -77,14 +81,14 @@ class Cascade:
     def _after_candidate(self) -> None:
         ended = [s.future for s in self._second if s.future.done()]
         errors = [future.exception() for future in ended]
-        outage = next((e for e in errors if isinstance(e, UnavailableError)), None)
-        if outage is not None:
-            self._finish(outage)
+        passing = next(filter(_is_of_the_moment, errors), None)
+        if passing is not None:
+            self._finish(passing)
         elif len(ended) == len(self._second):
             self._finish(self._chosen())
 
     def _chosen(self) -> Generation:
-        """Every candidate has ended, none for an outage."""
+        """Every candidate has ended, none for a reason of the moment."""
         mixture = self._first.future.result()
         futures = [s.future for s in self._second]
         alone = {i: f.result() for i, f in enumerate(futures) if f.exception() is None}
@@ -135,6 +139,13 @@ class Cascade:
             log.exception("a cascade failed")
             message = f"the cascade failed: {type(e).__name__}: {e}"
             self._finish(PromptError("engine_error", message[:300]))
+
+
+def _is_of_the_moment(error: BaseException | None) -> bool:
+    """True for an error that says nothing of the expert."""
+    if isinstance(error, PromptError):
+        return error.code in OF_THE_MOMENT
+    return isinstance(error, UnavailableError)
 
 
 def _candidate(answer: Generation, log_prior: float, similarity: float | None) -> Candidate:

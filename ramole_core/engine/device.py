@@ -7,6 +7,7 @@ to gain from it. The choice follows from device and model alone: nothing is time
 on like machines choose alike.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -57,6 +58,13 @@ def _device(word: str) -> tuple[torch.device, str]:
             "use auto or cpu"
         )
     return device, why
+
+
+def num_cpus() -> int:
+    """Those that this process may use, as far as the system tells."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _auto_dtype(device: torch.device, hidden_width: Callable[[], int]) -> tuple[torch.dtype, str]:

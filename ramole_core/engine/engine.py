@@ -14,10 +14,8 @@ caller's thread (tests).
 """
 
 import logging
-import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Hashable
 from collections.abc import Sequence as Many
 from concurrent.futures import InvalidStateError
@@ -28,6 +26,7 @@ import torch
 
 from ramole_core.engine.admission import Admission
 from ramole_core.engine.cascade import Cascade
+from ramole_core.engine.device import num_cpus
 from ramole_core.engine.failures import Failure
 from ramole_core.engine.memory import memory_plan
 from ramole_core.engine.model import LoadedBase
@@ -39,6 +38,7 @@ from ramole_core.engine.scheduler import Scheduler
 from ramole_core.engine.sequence import Sequence
 from ramole_core.engine.slots import Slots
 from ramole_core.engine.stopping import StopRule
+from ramole_core.engine.watchers import Watchers
 from ramole_core.errors import PromptError, RamoleError, UnavailableError
 from ramole_core.mole.attach import MoleModel
 from ramole_core.mole.bank import AdapterBank
@@ -48,6 +48,7 @@ log = logging.getLogger(__name__)
 
 IDLE_TICK_SECONDS: Final = 0.5  # how often an idle engine shows that it lives
 LOAD_TICK_SECONDS: Final = 0.02  # how often one that waits for adapters looks for newcomers
+MAX_LOAD_SECONDS: Final = 600.0  # a load that takes longer is taken for one that never ends
 STOP_SECONDS: Final = 60.0
 # Of the slots, free before newcomers enter: on CPUs few large prefills are faster than many small
 # ones (answers of 4 to 128 tokens: 1.11 x in float32, 1.06 x in bfloat16, 2 cores).
@@ -58,11 +59,10 @@ class Engine:
     """See the module's docstring.
 
     For watchers (any thread may read): `progress_at` clock time of the last finished forward, load
-    or idle tick, standing still once the engine has ended; `idle`; `num_prompts` answered or failed
-    (under gate `cascade` counted once, at the end of the first pass), `num_generated_tokens`,
-    `num_steps`. `plan` says who gets how much memory. `on_running` is told the tags of the prompts
-    whose work is about to begin, whenever they change, in the thread that steps; it must not raise.
-    `quiet` is held while a prompt runs that wants to be alone.
+    or idle tick, standing still once the engine has ended or a load takes MAX_LOAD_SECONDS; `idle`;
+    `num_prompts` answered or failed (under gate `cascade` counted once, at the end of the first
+    pass), `num_generated_tokens`, `num_steps`. `plan` says who gets how much memory. `on_running`
+    and `quiet` are those of Watchers.
     Raises ConfigError when the model cannot be run over a slot cache or leaves no memory for a
     prompt.
     """
@@ -83,6 +83,7 @@ class Engine:
         self.runner = Runner(base, mole, bank, self._tick, uses_graphs)
         token_bytes = self.runner.backend.bytes_per_token
         self.plan = memory_plan(base, settings, token_bytes, self.runner.prefill_tokens)
+        bank.limit_bytes(self.plan.max_bank_bytes, self.plan.max_packs_bytes)
         self.limit_tokens = min(base.context_tokens, self.plan.max_batch_tokens)
         self.progress_at = clock()
         self.idle = True
@@ -101,12 +102,8 @@ class Engine:
         self._wake = threading.Condition()  # guards _scheduler and _ended
         self._ended = ""  # why nothing is answered any more
         self._thread: threading.Thread | None = None
-        self._alone: deque[Sequence] = deque()  # under _wake too: those that want to be alone
         # Below: touched by the thread that steps only.
-        self._on_running = on_running
-        self._quiet = quiet or threading.Lock()
-        self._is_quiet = False  # this engine holds it
-        self._shown: frozenset[Hashable] = frozenset()  # what it was told last
+        self._watchers = Watchers(on_running, quiet or threading.Lock())
         self._retries = Retries()
         self._running: list[Sequence] = []  # taken from the line and not yet answered
         self._isolated = False  # those that run are a part of a broken batch
@@ -124,6 +121,19 @@ class Engine:
             return Cascade(sequence, self._queue, request.rule).start()
         self._queue([sequence])
         return future
+
+    def read_router(self, version: str) -> None:
+        """Reads a router in the caller's thread, so that a source that keeps what it read last
+        spares the engine's own thread the wait for the store. Raises UnavailableError; what else
+        goes wrong, the prompts that need the router are told."""
+        if self.bank.router_source is None:
+            return
+        try:
+            self.bank.router_source.load_router(version)
+        except UnavailableError:
+            raise
+        except Exception as e:
+            log.info("router %s cannot be read ahead: %r", version, e)
 
     def start(self) -> None:
         """Starts the thread that owns the model."""
@@ -147,18 +157,18 @@ class Engine:
             return False
         self._drop_unwanted()
         chosen = self._chosen()
-        self._show([*self._running, *chosen])
+        self._running += chosen  # at once: whatever goes wrong, they are in a list
+        self._watchers.show(self._running)
         if chosen:
             self._guarded(lambda: self._enter(chosen))
-        waits = not (chosen or self._running) and self._is_due()  # for adapters on their way
         if self._running:
             self._guarded(self._forward)
-        if not waits or self.bank.wait_for_load(LOAD_TICK_SECONDS):
-            self._tick()  # a store that does not answer is no progress
+        elif not chosen and self._is_due():  # for adapters on their way
+            self.bank.wait_for_load(LOAD_TICK_SECONDS)
+        self._tick()
         self.idle = not (self._running or self._retries or self._is_due())
         if not self._running:
-            self._show(())
-            self._end_quiet()
+            self._watchers.show(())
         return not self.idle
 
     def _queue(self, sequences: Many[Sequence]) -> None:
@@ -166,10 +176,7 @@ class Engine:
         with self._wake:
             if not self._ended:
                 for sequence in sequences:
-                    if sequence.request.alone:
-                        self._alone.append(sequence)
-                    else:
-                        self._scheduler.add(sequence)
+                    self._scheduler.add(sequence)
                 self._wake.notify()
                 return
         for sequence in sequences:
@@ -178,24 +185,12 @@ class Engine:
 
     def _chosen(self) -> list[Sequence]:
         """Who enters now: those that the scheduler takes out of the line; or, one after the other
-        and nobody beside it, a part of a broken batch or a prompt that wants to be alone."""
-        if self._running and (self._isolated or self._alone):
-            return []
-        part = self._retries.next_batch() or self._next_alone()
+        and nobody beside it, a part of a broken batch."""
+        if self._running and (self._isolated or self._running[0].request.alone):
+            return []  # and nothing is read beside one that is alone
+        part = self._retries.next_batch()
         self._isolated = bool(part)
         return part or self._taken()
-
-    def _next_alone(self) -> list[Sequence]:
-        with self._wake:
-            part = [self._alone.popleft()] if self._alone else []
-        if part:
-            self._is_quiet = self._quiet.acquire()
-        return part
-
-    def _end_quiet(self) -> None:
-        if self._is_quiet:
-            self._is_quiet = False
-            self._quiet.release()
 
     def _taken(self) -> list[Sequence]:
         """Out of the line; the adapters of those that stay begin to load."""
@@ -207,7 +202,6 @@ class Engine:
 
     def _enter(self, chosen: Many[Sequence]) -> None:
         """They get their adapters and a slot."""
-        self._running += chosen  # at once: whatever goes wrong, they are in a list
         newcomers = [s for s in chosen if self._claims(s)]
         for sequence, error in self._admission.admit(newcomers):
             self._fail(sequence, error)
@@ -221,7 +215,7 @@ class Engine:
     def _is_due(self) -> bool:
         """Somebody in the line may enter as soon as there is room and the adapters are here."""
         with self._wake:
-            return bool(self._alone) or self._scheduler.wait_seconds(self._clock()) == 0.0
+            return self._scheduler.wait_seconds(self._clock()) == 0.0
 
     def _drop_unwanted(self) -> None:
         """Ends the prompts that nobody waits for any more."""
@@ -229,15 +223,11 @@ class Engine:
             self._leave(sequence)
             self._fail(sequence, PromptError("cancelled", "it was cancelled while it was decoded"))
 
-    def _show(self, running: Many[Sequence]) -> None:
-        """Tells the watcher whose work is about to begin, when that has changed."""
-        tags = frozenset(s.request.tag for s in running) - {None}
-        if tags != self._shown:
-            self._shown = tags
-            self._on_running(tags)
-
     def _claims(self, sequence: Sequence) -> bool:
         """From here on the prompt cannot be cancelled; False when it was."""
+        if sequence.started and sequence.future.unwanted:  # while it waited to run again
+            self._fail(sequence, PromptError("cancelled", "it was cancelled after it had begun"))
+            return False
         if not (sequence.started or sequence.future.set_running_or_notify_cancel()):
             self._running.remove(sequence)
             return False
@@ -252,7 +242,7 @@ class Engine:
             sequence = new.sequence
             if new.token == NO_TOKEN:
                 error = PromptError("not_a_number", "the model's output overflowed")
-                self._leave(sequence, clean=False)
+                self._leave(sequence)
                 self._fail(sequence, error)
                 continue
             self.num_generated_tokens += 1
@@ -264,12 +254,14 @@ class Engine:
         if self._isolated and not self._running:
             self._isolated = False
 
-    def _leave(self, sequence: Sequence, clean: bool = True) -> None:
+    def _leave(self, sequence: Sequence) -> None:
         """The prompt's slot and adapters are free again."""
-        self._slots.leave(sequence, clean)
+        self._slots.leave(sequence)
         self._admission.release(sequence)
         with self._wake:
-            self._scheduler.finished(sequence)
+            has_fitted = self._scheduler.finished()
+        if has_fitted:
+            self.runner.grow_chunks()
 
     def _guarded(self, action: Callable[[], None]) -> None:
         """Runs a step; whatever it raises is dealt with and never ends the thread."""
@@ -335,12 +327,11 @@ class Engine:
 
     def _fail_everything(self, error: RamoleError) -> None:
         with self._wake:
-            waiting = [*self._alone, *self._scheduler.drain()]
-            self._alone.clear()
+            waiting = self._scheduler.drain()
         for sequence in [*self._running, *self._retries.drain(), *waiting]:
             self._fail(sequence, error)
         self._close_batch()
-        self._end_quiet()
+        self._watchers.end_quiet()
 
     def _sequence(self, request: GenerationRequest, future: GenerationFuture) -> Sequence:
         mix = request.mix()
@@ -357,18 +348,22 @@ class Engine:
         )
 
     def _run(self) -> None:
-        # Set in this thread: OpenMP keeps the number per thread.
-        torch.set_num_threads(self._num_threads or len(os.sched_getaffinity(0)))
-        while not self._ended:
-            try:
-                if not self.step():
-                    self._wait()
-            except Exception as e:  # outside of the guarded steps: nobody may wait for ever
-                log.exception("the engine's own bookkeeping failed")
-                self._survive(Failure.of(e))
-            except BaseException as e:  # a panic in the tokenizer's Rust code is no Exception
-                log.exception("the engine's thread ends")
-                self._end(f"the engine's thread ended: {type(e).__name__}")
+        try:
+            # Set in this thread: OpenMP keeps the number per thread.
+            torch.set_num_threads(self._num_threads or num_cpus())
+            while not self._ended:
+                self._turn()
+        except BaseException as e:  # a panic in the tokenizer's Rust code is no Exception
+            log.exception("the engine's thread ends")
+            self._end(f"the engine's thread ended: {type(e).__name__}")
+
+    def _turn(self) -> None:
+        try:
+            if not self.step():
+                self._wait()
+        except Exception as e:  # outside of the guarded steps: nobody may wait for ever
+            log.exception("the engine's own bookkeeping failed")
+            self._survive(Failure.of(e))
 
     def _survive(self, failure: Failure) -> None:
         if failure.device_lost:
@@ -380,10 +375,11 @@ class Engine:
 
     def _wait(self) -> None:
         with self._wake:
-            seconds = 0.0 if self._alone else self._scheduler.wait_seconds(self._clock())
+            seconds = self._scheduler.wait_seconds(self._clock())
             if not self._ended and seconds != 0.0:
                 self._wake.wait(min(IDLE_TICK_SECONDS, seconds or IDLE_TICK_SECONDS))
 
     def _tick(self) -> None:
-        if not self._ended:  # the worker's watchdog ends a process that stands still
+        """Not while a load hangs: the worker's watchdog ends a process that stands still."""
+        if not self._ended and self.bank.loading_seconds() < MAX_LOAD_SECONDS:
             self.progress_at = self._clock()

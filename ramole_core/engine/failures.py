@@ -1,10 +1,13 @@
 """What went wrong in a step, without the exception: its frames would keep the batch's tensors."""
 
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 
 from ramole_core.errors import PromptError, UnavailableError
+
+NO_MEMORY: Final = ("DefaultCPUAllocator", "ALLOC_FAILED")  # in RuntimeErrors
 
 
 @dataclass(frozen=True)
@@ -17,13 +20,13 @@ class Failure:
 
     @classmethod
     def of(cls, error: Exception) -> "Failure":
-        """Reads `error`. The CPU's allocator raises a plain RuntimeError and the driver an
-        AcceleratorError when memory is out; their words tell."""
+        """Reads `error`. The CPU's allocator and cuBLAS raise a plain RuntimeError and the driver
+        an AcceleratorError when memory is out; their words tell."""
         text = f"{type(error).__name__}: {error}"
         on_device = isinstance(error, torch.AcceleratorError)
         out = (
             isinstance(error, (torch.OutOfMemoryError, MemoryError))
-            or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in text)
+            or (isinstance(error, RuntimeError) and any(word in text for word in NO_MEMORY))
             or (on_device and "out of memory" in text)
         )
         return cls(out, on_device and not out, text.splitlines()[0][:300])

@@ -71,8 +71,8 @@ class Line:
         """The first `window` of the line. Cancelled prompts leave it here."""
         if self._any_cancelled:
             self._any_cancelled = False
-            self._overdue = [w for w in self._overdue if not _left(w.sequence)]
-            self._others = [w for w in self._others if not _left(w.sequence)]
+            self._overdue = [w for w in self._overdue if not has_left(w.sequence)]
+            self._others = [w for w in self._others if not has_left(w.sequence)]
         overdue = self._overdue[: self.window]
         return overdue + self._others[: self.window - len(overdue)]
 
@@ -141,7 +141,7 @@ class Line:
             self._any_cancelled = True
 
 
-def _left(s: Sequence) -> bool:
-    """True when the prompt was cancelled. The second call tells whoever waits for its future:
-    `concurrent.futures.wait` would otherwise never return."""
+def has_left(s: Sequence) -> bool:
+    """True when the prompt was cancelled; to be asked no more then. The second call tells whoever
+    waits for its future: `concurrent.futures.wait` would otherwise never return."""
     return s.future.cancelled() and not s.future.set_running_or_notify_cancel()

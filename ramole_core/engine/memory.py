@@ -1,11 +1,11 @@
 """How the engine divides the device's memory, decided once before the first prompt.
 
 Behind the weights come the activations of a forward, then adapters with their packs and the keys
-and values of the running prompts share what is left. The plan limits the tokens of a batch; the
-number of adapters is a setting, which the plan only judges. Both sizes are upper bounds that fill
-as prompts come. Estimates: adapters of `TYPICAL_RANK` in every target linear, activations by the
-widest linear. Memory that others take later is not foreseen: for that a share stays free, and a
-batch that does not fit shrinks.
+and values of the running prompts share what is left. The plan limits the tokens of a batch and the
+bytes of adapters that nobody wants; their number is a setting, which the plan only judges. All are
+upper bounds that fill as prompts come. Estimates: adapters of `TYPICAL_RANK` in every target
+linear, activations by the widest linear. Memory that others take later is not foreseen: for that a
+share stays free, and a batch that does not fit shrinks.
 """
 
 from dataclasses import dataclass
@@ -62,6 +62,7 @@ class MemoryPlan:
     available_bytes: int  # weights and what was free beside them
     max_batch_tokens: int  # prompt and answer tokens of all running prompts, at most
     num_adapters: int  # with room in the bank, `bank_size` at most
+    room_bytes: int  # for adapters, of whatever size, and their packs: all that the rest leaves
 
     @property
     def cache_bytes(self) -> int:
@@ -77,6 +78,16 @@ class MemoryPlan:
     def packs_bytes(self) -> int:
         """Adapters side by side, as batches use them."""
         return self.num_adapters * self.needs.pack_bytes
+
+    @property
+    def max_bank_bytes(self) -> int:
+        """What adapters may take when they are larger than the estimate."""
+        return int(self.room_bytes / (1 + PACK_SHARE))
+
+    @property
+    def max_packs_bytes(self) -> int:
+        """What packs may take then."""
+        return self.room_bytes - self.max_bank_bytes
 
     @property
     def total_bytes(self) -> int:
@@ -156,7 +167,11 @@ def plan_memory(needs: MemoryNeeds, free: int, share: float, device: str) -> Mem
     for_adapters = min(left - for_tokens, needs.bank_size * per_adapter)
     tokens = min(needs.most_tokens, (left - for_adapters) // needs.token_bytes)
     return MemoryPlan(
-        needs, needs.weights_bytes + free, tokens, num_adapters=for_adapters // per_adapter
+        needs,
+        available_bytes=needs.weights_bytes + free,
+        max_batch_tokens=tokens,
+        num_adapters=for_adapters // per_adapter,
+        room_bytes=left - tokens * needs.token_bytes,
     )
 
 

@@ -58,6 +58,7 @@ class Runner:
         self.mole = mole
         self.on_progress = on_progress
         self.prefill_tokens = PREFILL_TOKENS.get(base.device.type, PREFILL_TOKENS["cpu"])
+        self._most_prefill_tokens = 0  # before memory ran out
         self.backend = Backend.install(base.model)
         recorded = uses_graphs and graphs_work(base.device)
         new_recorder = partial(cuda_recorder, base.device) if recorded else None
@@ -77,8 +78,15 @@ class Runner:
         return _new_tokens(rows, logits)
 
     def halve_chunks(self) -> None:
-        """Memory ran out: prompts go through in smaller chunks from now on."""
+        """Memory ran out: prompts go through in smaller chunks for a while."""
+        self._most_prefill_tokens = max(self._most_prefill_tokens, self.prefill_tokens)
         self.prefill_tokens = max(LEAST_PREFILL_TOKENS, self.prefill_tokens // 2)
+
+    def grow_chunks(self) -> None:
+        """By an eighth, up to what they were before memory ran out."""
+        if self.prefill_tokens < self._most_prefill_tokens:
+            grown = self.prefill_tokens * 9 // 8 + 1
+            self.prefill_tokens = min(self._most_prefill_tokens, grown)
 
     def close(self) -> None:
         """Gives the model its own attention back."""

@@ -11,6 +11,10 @@ of the slots is free (or enough for all that wait): few large prefills instead o
 High priorities and overdue prompts do not wait for that, and nobody does for more than REFILL_STEPS
 steps; but with a share of 1 batches are static, and one ends before the next begins.
 
+Prompts that want to be alone have a line of their own, first come, first served. While one waits
+nobody joins those that run; it enters once they have ended and its adapters are ready. Then the
+others have a turn, one batch, before the next that wants to be alone.
+
 Who, among the first `window` of the line whose adapters are ready: the highest priority that fits;
 then whoever needs the fewest experts that are not active yet (a small mixture is a cheap one, and
 families of prompts end up together); then the length nearest to the longest (little of the
@@ -31,7 +35,7 @@ from collections.abc import Sequence as Many
 from typing import Final
 
 from ramole_core.adapters.ref import AdapterRef
-from ramole_core.engine.line import Line, Waiting
+from ramole_core.engine.line import Line, Waiting, has_left
 from ramole_core.engine.sequence import Sequence
 
 MAX_OVERTAKEN_WINDOWS: Final = 2
@@ -60,6 +64,8 @@ class Scheduler:
         self.max_batch_tokens = max_batch_tokens
         self.bank_size = bank_size
         self.interval_seconds = interval_seconds
+        self._alone: list[Sequence] = []  # in their order
+        self._is_lines_turn = False
         self._num_refill = max(1, math.ceil(refill_share * batch_size))
         self._line = Line(window, MAX_OVERTAKEN_WINDOWS * window, batch_size)
         self.token_limit = max_batch_tokens  # lower for a while after running out of memory
@@ -67,26 +73,29 @@ class Scheduler:
         self._num_declined = 0  # steps with free slots since somebody might enter
 
     def __len__(self) -> int:
-        return len(self._line)
+        return len(self._alone) + len(self._line)
 
     def add(self, sequence: Sequence) -> None:
         """Puts a prompt into the line, behind those of the same or higher priority that arrived
-        no later."""
-        self._line.add(sequence)
+        no later; one that wants to be alone behind all others that do."""
+        if sequence.request.alone:
+            self._alone.append(sequence)
+        else:
+            self._line.add(sequence)
 
     def wait_seconds(self, now: float) -> float | None:
-        """How long until a batch is due when nothing runs: 0 when it is, None when nothing
+        """How long until somebody is due when nothing runs: 0 when it is so, None when nobody
         waits."""
+        if self._alone or self._is_due(now):
+            return 0.0
         if not self._line:
             return None
-        if len(self._line) >= self.batch_size:
-            return 0.0
-        return max(0.0, self._line.oldest_arrival() + self.interval_seconds - now)
+        return self._line.oldest_arrival() + self.interval_seconds - now
 
     def window(self) -> list[Sequence]:
-        """The first of the line, in its order: whose adapters to load. Cancelled prompts leave
-        the line here and in `admit`."""
-        return [w.sequence for w in self._line.front()]
+        """Whose adapters to load: the next that wants to be alone, then the first of the line in
+        its order. Cancelled prompts leave here and in `admit`."""
+        return [*self._waiting_alone()[:1], *(w.sequence for w in self._line.front())]
 
     def admit(
         self,
@@ -96,8 +105,50 @@ class Scheduler:
     ) -> list[Sequence]:
         """Takes those that enter out of the line; empty when nobody may or should. Without an
         adapter that is `ready` it waits for a load: then nothing may enter although it is due."""
-        front = self._line.front()
-        if not self._is_due(now, len(running)):
+        waiting = self._waiting_alone()[:1]
+        if running and (waiting or running[0].request.alone):
+            return []
+        is_ready = bool(waiting) and all(map(ready, waiting[0].adapters))
+        chosen = [] if is_ready and not self._is_lines_turn else self._batch(now, running, ready)
+        if is_ready and not chosen:
+            chosen = [self._alone.pop(0)]
+        if chosen:
+            self._is_lines_turn = chosen[0].request.alone
+        return chosen
+
+    def drain(self) -> list[Sequence]:
+        """Takes everybody out."""
+        waiting, self._alone = self._alone, []
+        return [*waiting, *self._line.drain()]
+
+    def ran_out_of_memory(self, sequences: Collection[Sequence]) -> None:
+        """The rectangle gets half as big as the one that did not fit, until others did."""
+        self.token_limit = max(1, rectangle(sequences) // 2)
+        self._num_fitted = 0
+
+    def finished(self) -> bool:
+        """A prompt has left the batch. When `batch_size` did, the limit goes back up by an
+        eighth: True."""
+        self._num_fitted += 1
+        if self._num_fitted < self.batch_size:
+            return False
+        self._num_fitted = 0
+        self.token_limit = min(self.max_batch_tokens, self.token_limit * 9 // 8 + 1)
+        return True
+
+    def _waiting_alone(self) -> list[Sequence]:
+        self._alone = [s for s in self._alone if not has_left(s)]
+        return self._alone
+
+    def _batch(
+        self, now: float, running: Many[Sequence], ready: Callable[[AdapterRef], bool]
+    ) -> list[Sequence]:
+        """Those of the line that enter."""
+        front, num_free = self._line.front(), self.batch_size - len(running)
+        if not (front and num_free):
+            return []
+        self._num_declined += bool(running)
+        if not (self._is_refill(front[0], num_free) if running else self._is_due(now)):
             return []
         batch = _Batch(running, self.batch_size, self.token_limit, self.bank_size)
         _fill(batch, front, functools.cache(ready))
@@ -105,32 +156,13 @@ class Scheduler:
         self._num_declined = 0
         return [w.sequence for w in batch.chosen]
 
-    def drain(self) -> list[Sequence]:
-        """Takes everything out of the line."""
-        return self._line.drain()
+    def _is_due(self, now: float) -> bool:
+        """A batch out of the line, when nothing runs."""
+        if not self._line or len(self._line) >= self.batch_size:
+            return bool(self._line)
+        return self._line.oldest_arrival() + self.interval_seconds <= now
 
-    def ran_out_of_memory(self, sequences: Collection[Sequence]) -> None:
-        """The rectangle gets half as big as the one that did not fit, until others did."""
-        self.token_limit = max(1, rectangle(sequences) // 2)
-        self._num_fitted = 0
-
-    def finished(self, sequence: Sequence) -> None:
-        """A prompt has left the batch. When `batch_size` did, the limit goes back up by an
-        eighth."""
-        self._num_fitted += 1
-        if self._num_fitted >= self.batch_size:
-            self._num_fitted = 0
-            self.token_limit = min(self.max_batch_tokens, self.token_limit * 9 // 8 + 1)
-
-    def _is_due(self, now: float, num_running: int) -> bool:
-        if not num_running:
-            return self.wait_seconds(now) == 0.0
-        num_free = self.batch_size - num_running
-        front = self._line.front()
-        if not num_free or not front:
-            return False
-        self._num_declined += 1
-        first = front[0]
+    def _is_refill(self, first: Waiting, num_free: int) -> bool:
         if num_free >= min(len(self._line), self._num_refill):
             return True
         is_urgent = first.overdue or first.sequence.priority > 0

@@ -4,11 +4,10 @@ Dims: R slots ("rows" of the rectangle), C capacity of a slot in tokens, H key-v
 of a head. A token at position p of the prompt in slot s lies at [s, :, p]: nothing is padded, and
 what lies behind a prompt's newest token is never attended. The rectangle R × C follows the running
 prompts: it is laid out anew, live slots packed, when one needs more room than there is.
-Numbers behind a prompt's end must still be finite (0 · NaN is NaN): slots start at 0 and are
-cleared when a prompt may have left something else.
+Numbers behind a prompt's end must still be finite (0 · NaN is NaN, and an answer may be finite
+although some key was not): slots start at 0, and a prompt that leaves takes with it what it wrote.
 """
 
-from collections.abc import Iterable
 from collections.abc import Sequence as Many
 from typing import Final
 
@@ -72,12 +71,11 @@ class SlotCache:
             )
 
     @torch.inference_mode()
-    def clear(self, slots: Iterable[int]) -> None:
-        """Sets everything in `slots` to 0."""
-        for pair in self._layers.values():
-            for slot in slots:
-                pair[0][slot].zero_()
-                pair[1][slot].zero_()
+    def clear(self, slot: int, num_tokens: int) -> None:
+        """Sets the first `num_tokens` of a slot to 0."""
+        for keys, values in self._layers.values():
+            keys[slot, :, :num_tokens] = 0
+            values[slot, :, :num_tokens] = 0
 
     def release(self) -> None:
         """Gives all memory back."""
@@ -121,12 +119,11 @@ class Slots:
             self._taken[slot] = sequence
         return moved
 
-    def leave(self, sequence: Sequence, clean: bool = True) -> None:
-        """Frees the prompt's slot. Not `clean`: it may hold what is no number."""
+    def leave(self, sequence: Sequence) -> None:
+        """Frees the prompt's slot."""
         if self._taken.get(sequence.slot) is sequence:
             del self._taken[sequence.slot]
-            if not clean:
-                self.cache.clear([sequence.slot])
+            self.cache.clear(sequence.slot, sequence.num_cached)
         sequence.slot = -1
 
     def release(self) -> None:

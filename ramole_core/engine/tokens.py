@@ -1,9 +1,10 @@
-"""Text to token ids and back. Safe to use from many threads.
+"""Text to token ids and back. Safe to use from many threads; who decodes waits for no encoder.
 
 A plain prompt gets the tokenizer's default special tokens, messages go through the model's chat
 template. Prompts that leave no room in the context fail or lose their beginning.
 """
 
+import copy
 import threading
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -12,11 +13,14 @@ from ramole_core.errors import PromptError
 
 
 class TextCodec:
-    """One tokenizer behind a lock: fast tokenizers raise "Already borrowed" across threads."""
+    """A tokenizer and a copy of it that decodes, each behind a lock: fast tokenizers raise "Already
+    borrowed" across threads, and long prompts keep theirs for a while."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self._lock = threading.Lock()
+        self._decoder = copy.deepcopy(tokenizer)
+        self._decoder_lock = threading.Lock()
         # Models have ids that their tokenizer does not know: those give no text either.
         self._with_text = {*tokenizer.get_vocab().values()} - {*tokenizer.all_special_ids}
         self._bos = tokenizer.bos_token_id
@@ -64,9 +68,9 @@ class TextCodec:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids` without special tokens. All ids at once: characters span tokens."""
-        with self._lock:
+        with self._decoder_lock:
             return str(
-                self.tokenizer.decode(
+                self._decoder.decode(
                     list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
                 )
             )

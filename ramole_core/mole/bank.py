@@ -4,12 +4,15 @@ One pool holds adapters of any ranks and targets. `want` says what will be neede
 once; what has been read lies here from the next `want` or `wait_for_load` on. Routers are no part
 of the pool: `pack` joins adapters and a router.
 Guarantees: never more than `capacity` adapters, those on their way included; an adapter in use
-(pinned) is never evicted; an adapter that cannot be read or does not fit is not kept. For one
-thread; only `AdapterSource.load` is called from another one as well.
+(pinned) is never evicted; an adapter that cannot be read or does not fit is not kept. Bounds in
+bytes (`limit_bytes`) are kept at the cost of what nobody uses or wants. For one thread; only the
+sources are called from others as well.
 """
 
+import math
+import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Final, Protocol
 
@@ -45,7 +48,8 @@ class BankFullError(RamoleError):
 
 class AdapterBank:
     """See the module's docstring. `targets` are the base model's linears -> (D_out, D_in);
-    `groups` puts together those that read the same input (None: every linear is alone)."""
+    `groups` puts together those that read the same input (None: every linear is alone); `clock`
+    gives seconds."""
 
     def __init__(
         self,
@@ -56,6 +60,7 @@ class AdapterBank:
         dtype: torch.dtype,
         groups: Sequence[Sequence[str]] | None = None,
         routers: RouterSource | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.targets = targets
         self.capacity = capacity
@@ -69,14 +74,22 @@ class AdapterBank:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._residents: dict[AdapterRef, Resident] = {}  # least recently used first
         self._pins: Counter[AdapterRef] = Counter()  # those above 0 only
+        self._wanted: Collection[AdapterRef] = ()  # by the last `want`
         self._loading: set[AdapterRef] = set()  # asked of the loader, not yet among the residents
         self._failures: dict[AdapterRef, Exception] = {}
-        self._loader = Loader(lambda ref: self._put(self._read(ref)))
+        self._loader = Loader(lambda ref: self._put(self._read(ref)), clock)
         self._packs = PackCache()
+        self._max_bytes = self._max_pack_bytes = math.inf
+        self.router_source = routers
         self._routers = RouterShelf(routers, targets, device, dtype)
 
     def __len__(self) -> int:
         return len(self._residents)
+
+    def limit_bytes(self, adapters: int, packs: int) -> None:
+        """What adapters and packs may take. Adapters that are in use or wanted and the pack made
+        last stay, however large they are: a prompt that needs them could not run otherwise."""
+        self._max_bytes, self._max_pack_bytes = adapters, packs
 
     def check_admissible(self, experts: Sequence[AdapterRef]) -> None:
         """Raises PromptError when one prompt needs more adapters than the bank holds."""
@@ -98,7 +111,7 @@ class AdapterBank:
         """
         self._collect()
         self._withdraw()
-        places = {ref: place for place, ref in enumerate(dict.fromkeys(refs))}
+        self._wanted = places = {ref: place for place, ref in enumerate(dict.fromkeys(refs))}
         missing = [ref for ref in places if ref not in self._residents]
         victims = self._victims(places)
         asked: list[AdapterRef] = []
@@ -130,6 +143,10 @@ class AdapterBank:
         ended = self._loader.wait(seconds)
         self._collect()
         return ended
+
+    def loading_seconds(self) -> float:
+        """How long the load that is under way has taken so far; 0 without one."""
+        return self._loader.loading_seconds()
 
     def close(self, seconds: float = CLOSE_SECONDS) -> None:
         """Ends the loading; waits for a load that has begun, at most so long."""
@@ -169,7 +186,8 @@ class AdapterBank:
             held = None if router is None else self.router(router)
             residents = [self._residents[ref] for ref in experts]
             packed = build_pack(experts, residents, self.groups, held)
-            self._packs.keep(packed, PACK_SHARE * self._full_bytes())
+            max_bytes = min(PACK_SHARE * self._full_bytes(), self._max_pack_bytes)
+            self._packs.keep(packed, max_bytes)
         return packed
 
     def packed_sets(self, router: str | None = None) -> list[frozenset[AdapterRef]]:
@@ -223,8 +241,10 @@ class AdapterBank:
 
     def _full_bytes(self) -> float:
         """What a full bank would take if all adapters were as large as the mean of these."""
-        num_bytes = sum(resident.memory.nbytes for resident in self._residents.values())
-        return self.capacity * num_bytes / max(1, len(self._residents))
+        return self.capacity * self._num_bytes() / max(1, len(self._residents))
+
+    def _num_bytes(self) -> int:
+        return sum(resident.memory.nbytes for resident in self._residents.values())
 
     def _withdraw(self) -> None:
         self._loading.difference_update(self._loader.withdraw())
@@ -244,8 +264,18 @@ class AdapterBank:
     def _keep(self, ref: AdapterRef, resident: Resident) -> None:
         if self._stream is not None:  # its memory must outlive what this thread queues with it
             resident.memory.record_stream(torch.cuda.current_stream(self.device))
+        self._drop_excess(resident.memory.nbytes)
         self._residents[ref] = resident
         self.num_loads += 1
+
+    def _drop_excess(self, more_bytes: int) -> None:
+        """Until so many more are within the bound, or nobody is left to drop."""
+        excess = self._num_bytes() + more_bytes - self._max_bytes
+        unused = [r for r in self._residents if r not in self._pins and r not in self._wanted]
+        for ref in unused:
+            if excess <= 0:
+                return
+            excess -= self._residents.pop(ref).memory.nbytes
 
     def _read(self, ref: AdapterRef) -> LoraWeights:
         weights = self.source.load(ref)

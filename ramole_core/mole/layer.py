@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ramole_core.errors import RamoleError
-from ramole_core.mole import fused
+from ramole_core.mole import kernels
 from ramole_core.mole.gates import coefficients
 from ramole_core.mole.packed import PackedGroup
 from ramole_core.mole.plan import BatchPlan, Segment
@@ -131,8 +131,8 @@ def add_term(y: torch.Tensor, x: torch.Tensor, target: str, segment: Segment) ->
 
 def mixed_columns(x: torch.Tensor, group: PackedGroup, segment: Segment) -> torch.Tensor:
     """α_i A_i x of every column of every linear of the group: x (N, D_in) -> (L, S, N)."""
-    if fused.usable(x, segment):
-        return fused.mixed_columns(torch.mm(group.a, x.T), group, segment)
+    if kernels.usable(x, segment):
+        return kernels.mixed_columns(torch.mm(group.a, x.T), group, segment)
     num, columns = len(group.targets), group.columns
     width = num * len(columns.expert)  # L·S
     product = torch.mm(group.a, x.T).float()  # (L·S, N), with a router (L·S + L·R_r, N)

@@ -6,6 +6,7 @@ methods are for one thread, the caller's; only `read` runs in the loader's.
 """
 
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -26,12 +27,16 @@ class LoadInterruptedError(RamoleError):
 class Loader:
     """See the module's docstring."""
 
-    def __init__(self, read: Callable[[AdapterRef], Resident]) -> None:
+    def __init__(
+        self, read: Callable[[AdapterRef], Resident], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._read = read
+        self._clock = clock
         self._changed = threading.Condition()  # guards all below
         self._queue: deque[AdapterRef] = deque()  # not begun
         self._outcomes: list[tuple[AdapterRef, Outcome]] = []
         self._thread: threading.Thread | None = None  # None: nothing is being read
+        self._began_at: float | None = None  # the load that is under way
 
     def submit(self, refs: Iterable[AdapterRef]) -> None:
         """Puts them behind what is queued."""
@@ -60,6 +65,11 @@ class Loader:
             self._changed.wait_for(lambda: self._outcomes or self._thread is None, seconds)
             return bool(self._outcomes)
 
+    def loading_seconds(self) -> float:
+        """How long the load that is under way has taken so far; 0 without one."""
+        with self._changed:
+            return 0.0 if self._began_at is None else self._clock() - self._began_at
+
     def close(self, seconds: float) -> None:
         """Takes back what has not been begun and waits for the rest, at most so long."""
         self.withdraw()
@@ -84,8 +94,9 @@ class Loader:
     def _next(self) -> AdapterRef | None:
         with self._changed:
             if self._queue:
+                self._began_at = self._clock()
                 return self._queue.popleft()
-            self._thread = None
+            self._thread = self._began_at = None
             self._changed.notify()
             return None
 

@@ -92,7 +92,8 @@ class RouterSource(Protocol):
     """Where routers come from."""
 
     def load_router(self, version: str) -> RouterWeights:
-        """The weights of router `version`. May raise anything."""
+        """The weights of router `version`. May raise anything. Many threads may call it at the same
+        time."""
         ...
 
 

@@ -14,10 +14,12 @@ MAX_TOKENS = 300
 UNBOUNDED = 1 << 20
 
 
-def sequence(length=10, max_new=5, places=(), router=None, at=0.0, number=0, priority=0):
+def sequence(
+    length=10, max_new=5, places=(), router=None, at=0.0, number=0, priority=0, alone=False
+):
     experts = tuple(Expert(REFS[p], 0.5) for p in places)
     request = GenerationRequest(
-        str(number), experts=experts, gate="mole", router=router, priority=priority
+        str(number), experts=experts, gate="mole", router=router, priority=priority, alone=alone
     )
     return Sequence(request, [1] * length, max_new, None, at, request.mix())
 

@@ -205,6 +205,29 @@ def test_an_engine_that_stops_between_the_passes_fails_the_whole():
     assert len(engine._scheduler) == 0
 
 
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(torch.OutOfMemoryError(), "out_of_memory"), (RuntimeError("a bug"), "engine_error")],
+)
+def test_a_failure_of_the_moment_in_the_second_pass_does_not_decide_the_answer(error, code):
+    engine = ruled(ALWAYS, batch_size=1)
+    future = engine.submit(REQUEST)
+    until_second_pass(engine)
+    enter, tried = engine._slots.enter, []
+
+    def broken_twice(newcomers):
+        tried.extend(newcomers)
+        if len(tried) <= 2:
+            raise error
+        return enter(newcomers)
+
+    engine._slots.enter = broken_twice
+    drain(engine)
+    assert future.exception(0).code == code
+    assert tried[0] is tried[1]
+    assert_over(engine, future)
+
+
 def test_a_device_lost_in_the_second_pass_fails_the_whole():
     engine = ruled(ALWAYS, batch_size=2)
     future = engine.submit(REQUEST)

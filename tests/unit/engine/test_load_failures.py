@@ -3,11 +3,13 @@
 import threading
 import time
 from concurrent.futures import wait
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 
+from ramole_core.engine.engine import MAX_LOAD_SECONDS
 from ramole_core.errors import StoreUnavailableError
 
 from .test_failures import assert_clean
@@ -58,17 +60,106 @@ def test_an_adapter_that_loads_slowly_stops_nobody_else_and_its_prompt_is_answer
     assert engine.num_steps == 1 + 5 * 3
     assert [f.result(0) for f in futures[1:]] == [one(request) for request in OTHERS]
     engine.bank.wait_for_load = wait_for_load
-    at = engine.progress_at
-    clock.now += 1
+    clock.now += 300
     assert engine.step(), "somebody waits for what is on its way"
     assert not engine.idle
-    assert engine.progress_at == at, "the watchdog sees that nothing moves"
+    assert engine.progress_at == clock.now, "a large adapter is no reason to end the process"
     assert not futures[0].done()
     store.let_go.set()
     drain(engine)
     assert futures[0].result(0) == one(SLOW)
     assert engine.progress_at == clock.now
     assert_clean(engine)
+
+
+def test_a_load_that_never_ends_is_seen_by_the_watchdog_although_others_are_answered():
+    clock = FakeClock()
+    engine = tiny_engine(loads_at_once=False, clock=clock)
+    store = Store(engine)
+    store.held = {REFS[1]}
+    slow = engine.submit(SLOW)
+    engine.step()
+    assert store.entered.wait(60)
+    clock.now += MAX_LOAD_SECONDS
+    at = engine.progress_at
+    others = [engine.submit(ask(r.prompt, max_new_tokens=3)) for r in OTHERS[:2]]
+    while not all(future.done() for future in others):
+        engine.step()
+    assert engine.progress_at == at < clock.now
+    store.let_go.set()
+    drain(engine)
+    assert slow.result(0) == one(SLOW)
+    assert engine.progress_at == clock.now
+
+
+@pytest.mark.parametrize("what", ["adapter", "router"])
+def test_a_load_that_fails_late_is_progress_too(what):
+    """Several in a row must not add up to an engine that seems to stand still."""
+    clock = FakeClock()
+    engine = tiny_engine(clock=clock)
+    ages = []
+
+    def fail(_):
+        ages.append(clock.now - engine.progress_at)
+        clock.now += 91
+        raise StoreUnavailableError("the store does not answer")
+
+    engine.bank.acquire = engine.bank.router = fail
+    places, routers = ((0, 1, 2), [None]) if what == "adapter" else ((), ["r1", "r2", "r3"])
+    engine.bank.want = lambda refs: None
+    engine._admission.ready = lambda ref: True
+    gate = "mole-plain" if what == "router" else "mole"
+    requests = [ask("a", *(places or (0,)), gate=gate, router=r) for r in routers]
+    if what == "router":
+        engine.bank.acquire = engine.bank.release = lambda ref: None
+    found = answers(engine, requests)
+    assert all(isinstance(error, StoreUnavailableError) for error in found)
+    assert ages == [0, 0, 0]
+
+
+def test_one_that_wants_to_be_alone_waits_for_its_adapters_and_stops_nobody():
+    engine = tiny_engine(batch_size=2, loads_at_once=False)
+    store = Store(engine)
+    answers(engine, [ask("x", 2, max_new_tokens=1)])  # is here from now on
+    store.held = {REFS[1]}
+    suspect = engine.submit(replace(SLOW, alone=True))
+    others = [engine.submit(request) for request in OTHERS]
+    engine.step()
+    assert store.entered.wait(60)
+    while not all(future.done() for future in others):
+        engine.step()
+    assert not suspect.done()
+    store.let_go.set()
+    drain(engine)
+    assert suspect.result(0) == one(SLOW)
+    assert [f.result(0) for f in others] == [one(request) for request in OTHERS]
+
+
+def test_one_that_wants_to_be_alone_gets_room_for_its_adapters():
+    """Others fill the bank, again and again."""
+    engine = tiny_engine(batch_size=2, bank_size=2, loads_at_once=False)
+    order = []
+    others = [engine.submit(ask(f"{n}", 2 + n % 4, max_new_tokens=3)) for n in range(40)]
+    engine.step()
+    suspect = engine.submit(replace(SLOW, alone=True))
+    for future in (*others, suspect):
+        future.add_done_callback(order.append)
+    drain(engine)
+    assert order.index(suspect) < 20
+    assert suspect.result(0) == one(SLOW)
+
+
+def test_a_router_read_ahead_tells_of_an_outage_and_leaves_the_rest_to_its_prompts():
+    engine = tiny_engine()
+    engine.read_router("ghost")
+    assert engine.bank.router_source.loads == ["ghost"]
+
+    def unreachable(version):
+        raise StoreUnavailableError("the store does not answer")
+
+    engine.bank.router_source.load_router = unreachable
+    with pytest.raises(StoreUnavailableError):
+        engine.read_router("r1")
 
 
 def test_who_comes_while_the_engine_waits_for_an_adapter_is_answered():

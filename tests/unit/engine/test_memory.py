@@ -25,7 +25,7 @@ from ramole_core.mole.packing import PACK_SHARE
 from ramole_core.settings import Settings
 
 from ..mole.tiny import tiny_model
-from .tiny import byte_tokenizer
+from .tiny import byte_tokenizer, tiny_engine
 
 MIB, GIB = 2**20, 2**30
 NEEDS = MemoryNeeds(
@@ -81,6 +81,10 @@ def test_what_is_planned_is_there(needs, spare, share):
     assert min(LEAST_TOKENS, batch_tokens) <= found.max_batch_tokens <= batch_tokens
     assert found.max_batch_tokens <= (needs.max_batch_tokens or MAX_TOKENS)
     assert 0 <= found.num_adapters <= needs.bank_size
+    fixed = needs.weights_bytes + needs.activation_bytes + found.cache_bytes
+    room = found.max_bank_bytes + found.max_packs_bytes
+    assert fixed + room <= needs.weights_bytes + free * share
+    assert room >= found.bank_bytes + found.packs_bytes
 
 
 @settings(deadline=None)
@@ -228,3 +232,9 @@ def test_a_gpu_is_filled_further_than_a_machine_that_others_share(monkeypatch):
     monkeypatch.setattr(memory, "free_bytes", lambda device: 0)
     with pytest.raises(ConfigError, match="cuda:1"):
         memory_plan(on_cuda, chosen, 4096, 1)
+
+
+def test_the_bank_keeps_to_the_plan():
+    engine = tiny_engine()
+    assert engine.bank._max_bytes == engine.plan.max_bank_bytes > engine.plan.bank_bytes
+    assert engine.bank._max_pack_bytes == engine.plan.max_packs_bytes > engine.plan.packs_bytes

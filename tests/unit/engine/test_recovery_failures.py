@@ -1,5 +1,7 @@
 """After a step broke: who runs again with whom, and what is left behind in the slots."""
 
+import threading
+
 import torch
 
 from .test_failures import Saboteur, assert_clean
@@ -97,10 +99,10 @@ def test_a_prompt_after_one_whose_numbers_overflowed_in_the_same_slot_is_not_spo
         used.update((s.request.prompt, s.slot) for s in running)
         return step(running, cache)
 
-    def watch(slots):
-        tensors = [t[slot] for slot in slots for t in engine._slots.cache._layers[1]]
+    def watch(slot, num_tokens):
+        tensors = [t[slot] for t in engine._slots.cache._layers[1]]
         left.append(any(t.isnan().any() for t in tensors))
-        clear(slots)
+        clear(slot, num_tokens)
 
     engine.runner.step, engine._slots.cache.clear = record, watch
     futures = [engine.submit(request) for request in (wide, bad)]
@@ -149,3 +151,99 @@ def test_prompts_go_through_in_smaller_chunks_after_running_out_of_memory():
     [answer] = answers(engine, [ask("abc", 0)])
     assert not isinstance(answer, Exception)
     assert engine.runner.prefill_tokens == before // 2
+
+
+def test_chunks_grow_back_when_others_have_fitted():
+    engine, calls = tiny_engine(batch_size=4), []
+    before = engine.runner.prefill_tokens
+    Saboteur(
+        engine, "step", torch.OutOfMemoryError(), lambda texts: calls.append(1) or len(calls) < 3
+    )
+    answers(engine, REQUESTS[:4])
+    low = engine.runner.prefill_tokens
+    assert low < before // 2
+    answers(engine, REQUESTS[:4])
+    assert low < engine.runner.prefill_tokens < before
+    for _ in range(15):
+        answers(engine, REQUESTS[:4])
+    assert engine.runner.prefill_tokens == before
+
+
+def test_a_retry_of_one_that_wants_to_be_alone_is_quiet_too():
+    quiet, calls = threading.Lock(), []
+    engine = tiny_engine(watchers={"quiet": quiet})
+    Saboteur(
+        engine,
+        "step",
+        RuntimeError("once"),
+        lambda texts: calls.append(quiet.locked()) or len(calls) == 1,
+    )
+    [answer] = answers(engine, [ask("abc", 1, max_new_tokens=2, alone=True)])
+    assert answer.completion_tokens == 2
+    assert calls == [True, True, True]
+    assert not quiet.locked()
+
+
+def test_who_is_ended_before_the_retry_does_not_run_again():
+    engine, calls = tiny_engine(), []
+    saboteur = Saboteur(
+        engine, "step", RuntimeError("once"), lambda texts: calls.append(1) or len(calls) == 1
+    )
+    futures = [engine.submit(request) for request in REQUESTS[:4]]
+    engine.step()
+    for future in futures[1:]:
+        future.end()
+    drain(engine)
+    assert [future.exception(0).code for future in futures[1:]] == ["cancelled"] * 3
+    assert [futures[0].result(0)] == expected(REQUESTS[:1])
+    assert saboteur.sizes == [4] + [1] * futures[0].result(0).completion_tokens
+    assert_clean(engine)
+
+
+def spoilt_after(spoil):
+    """What two prompts answer when `spoil` was done before: the first in the slot that it left,
+    the second longer, so that all of that slot is looked at."""
+    engine = tiny_engine()
+    engine.runner.prefill_tokens = 64
+    spoil(engine)
+    late = engine.submit(ask("abc", 1, max_new_tokens=10))
+    engine.step()
+    assert engine._running[0].slot == 0
+    long = engine.submit(ask("n" * 60, max_new_tokens=20))
+    drain(engine)
+    return [late.exception(0) or late.result(0).text, long.exception(0) or long.result(0).text]
+
+
+def test_a_prompt_ended_in_the_midst_of_its_prefill_spoils_nothing():
+    """Its numbers have overflowed in the first chunk; nobody has seen logits yet."""
+
+    def spoil(engine):
+        bad = engine.submit(ask("x" * 150, 0, gate="weights", w0=1e39, max_new_tokens=4))
+        engine.step()
+        assert any(t.isnan().any() for t in engine._slots.cache._layers[1])
+        bad.end()
+        engine.step()
+
+    assert spoilt_after(spoil) == spoilt_after(lambda engine: None)
+
+
+def test_keys_that_overflowed_where_nobody_looked_spoil_nothing():
+    """In float16 an adapter may give one token keys of -inf, which get no weight: the answer is
+    sound."""
+
+    def spoil(engine):
+        step = engine.runner.step
+
+        @torch.inference_mode()
+        def overflow(running, cache):
+            tokens = step(running, cache)
+            for keys, _ in cache._layers.values():
+                keys[running[0].slot, :, 7:9] = -torch.inf
+            return tokens
+
+        engine.runner.step = overflow
+        [answer] = answers(engine, [ask("x" * 20, max_new_tokens=1)])
+        assert answer.completion_tokens == 1
+        engine.runner.step = step
+
+    assert spoilt_after(spoil) == spoilt_after(lambda engine: None)

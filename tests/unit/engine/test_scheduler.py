@@ -1,6 +1,7 @@
 """Who enters the batch and when, within which limits, over random lines of prompts."""
 
 import random
+from concurrent.futures import wait
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ PROMPTS = st.builds(
     router=st.sampled_from([None, "r1", "r2"]),
     at=st.integers(0, 3).map(float),
     priority=st.integers(-1, 1),
+    alone=st.sampled_from([False, False, False, True]),
 )
 
 
@@ -39,6 +41,7 @@ def test_whatever_ends_when_every_limit_is_kept_and_each_prompt_enters_once(line
         entered += chosen
         running += chosen
         assert len(running) <= limits.batch_size
+        assert len(running) == 1 or not any(s.request.alone for s in running)
         assert len(running) == 1 or rectangle(running) <= limits.max_batch_tokens
         assert len(experts_of(running)) <= limits.bank_size
         running = rng.sample(running, rng.randrange(len(running)))  # at least one answer ends
@@ -172,6 +175,54 @@ def test_a_share_of_one_is_static_batches():
     assert len(tested.admit(0.0, [])) == 8
 
 
+# Alone
+
+
+def test_one_that_wants_to_be_alone_enters_once_those_that_run_have_ended():
+    line = [sequence(), sequence(), sequence(alone=True), sequence()]
+    tested = filled(line[:2])
+    running = tested.admit(0.0, [])
+    for s in line[2:]:
+        tested.add(s)
+    assert tested.admit(0.0, running) == tested.admit(0.0, running[1:]) == []
+    assert tested.admit(0.0, []) == [line[2]]
+    assert tested.admit(0.0, [line[2]]) == []
+    assert tested.admit(0.0, []) == [line[3]]
+    assert len(tested) == 0
+
+
+def test_between_two_that_want_to_be_alone_the_line_has_a_turn():
+    lonely = [sequence(alone=True) for _ in range(4)]
+    line = [sequence(), sequence(), sequence(priority=1)]
+    tested = filled([*lonely, *line], batch_size=2)
+    found = [tested.admit(0.0, []) for _ in range(6)]
+    assert found == [
+        [lonely[0]], [line[2], line[0]], [lonely[1]], [line[1]], [lonely[2]], [lonely[3]]
+    ]  # fmt: skip
+
+
+def test_cancelled_ones_that_wanted_to_be_alone_hold_up_nobody():
+    lonely, late = [sequence(alone=True) for _ in range(2)], sequence()
+    tested = filled([*lonely, late])
+    assert all(s.future.cancel() for s in lonely)
+    assert tested.admit(0.0, [sequence()]) == [late]
+    assert not wait([s.future for s in lonely], timeout=0).not_done, "whoever waits is told"
+    assert tested.wait_seconds(0.0) is None
+
+
+def test_the_adapters_of_the_next_that_wants_to_be_alone_are_loaded_first():
+    """Until they are ready the line goes on."""
+    lonely, line = [sequence(alone=True, places=(p,)) for p in (0, 1)], [sequence(), sequence()]
+    tested = filled([*line[:1], *lonely])
+    assert tested.window() == [lonely[0], line[0]]
+    assert tested.admit(0.0, [], lambda ref: False) == [line[0]]
+    assert tested.admit(0.0, [], lambda ref: False) == []
+    assert tested.wait_seconds(0.0) == 0.0, "due, and waiting for a load"
+    tested.add(line[1])
+    assert tested.admit(0.0, [], lambda ref: ref == REFS[0]) == [lonely[0]]
+    assert tested.admit(0.0, [], lambda ref: True) == [line[1]]
+
+
 # Memory
 
 
@@ -189,14 +240,13 @@ def test_out_of_memory_halves_the_rectangle_until_others_fitted():
     assert len(batch) == 8
     tested.ran_out_of_memory(batch)
     assert len(next_batch()) == 4
-    for s in batch[:7]:
-        tested.finished(s)
+    for _ in range(7):
+        assert not tested.finished()
         assert tested.token_limit == 400
-    for s in batch:
-        tested.finished(s)
-        assert tested.token_limit == 451
-    for s in 5 * batch:
-        tested.finished(s)
+    assert tested.finished()
+    assert tested.token_limit == 451
+    for _ in range(47):
+        tested.finished()
     assert len(next_batch()) == 8
 
 
@@ -212,7 +262,7 @@ def test_the_limit_recovers_to_what_was_set_and_no_further():
     tested = scheduler(batch_size=1, max_batch_tokens=30)
     tested.ran_out_of_memory([sequence(), sequence()])
     for _ in range(50):
-        tested.finished(sequence())
+        tested.finished()
     tested.batch_size = 9
     for _ in range(3):
         tested.add(sequence(length=10, max_new=5))

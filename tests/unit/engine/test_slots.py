@@ -1,5 +1,8 @@
 """The cache's rectangle: who sits where, what moves, and that nothing is lost on the way."""
 
+import math
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +16,7 @@ class Prompt:
     """As much of a sequence as slots look at."""
 
     def __init__(self, num_tokens: int) -> None:
-        self.num_tokens = num_tokens
+        self.num_tokens = self.num_cached = num_tokens
         self.slot = -1
 
 
@@ -69,12 +72,13 @@ def test_the_lowest_free_slots_are_taken_and_told_when_all_are_numbered_anew():
     assert sorted(p.slot for p in (late, *prompts[2:])) == [0, 1, 2]
 
 
-def test_what_is_no_number_never_stays_behind_for_the_next_prompt():
+@pytest.mark.parametrize("value", [1.0, math.inf, math.nan])
+def test_what_a_prompt_wrote_never_stays_behind_for_the_next_one(value):
     slots, prompt = Slots(2, 64), Prompt(8)
     slots.enter([prompt])
-    write(slots.cache, prompt, float("nan"))
-    slots.leave(prompt, clean=False)
-    assert all(tensor.isfinite().all() for pair in slots.cache._layers.values() for tensor in pair)
+    write(slots.cache, prompt, value)
+    slots.leave(prompt)
+    assert not any(tensor.any() for pair in slots.cache._layers.values() for tensor in pair)
 
 
 def test_a_layer_may_have_keys_and_values_of_different_width():

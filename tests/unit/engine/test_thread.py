@@ -1,5 +1,6 @@
 """The engine in its own thread: many submitters, counters, an idle life."""
 
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -48,6 +49,32 @@ def test_a_bug_in_the_bookkeeping_leaves_nobody_waiting(running):
     assert error.code == "engine_error"
     running._scheduler.admit = original
     assert running.submit(ask("a", max_new_tokens=2)).result(timeout=30).completion_tokens == 2
+
+
+def test_a_watcher_that_raises_leaves_nobody_waiting(running):
+    def broken(tags):
+        raise MemoryError
+
+    running._watchers._on_running = broken
+    error = running.submit(ask("a", tag="a")).exception(timeout=30)
+    assert isinstance(error, PromptError) and error.code == "engine_error"
+
+
+def test_a_system_that_does_not_say_which_cpus_are_free_is_no_obstacle(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    engine = tiny_engine(clock=time.monotonic, torch_threads=0)
+    engine.start()
+    assert engine.submit(ask("a", max_new_tokens=2)).result(timeout=30).completion_tokens == 2
+    engine.stop()
+
+
+def test_a_thread_that_cannot_begin_ends_the_engine(monkeypatch):
+    monkeypatch.setattr(torch, "set_num_threads", lambda num: 1 / 0)
+    engine = tiny_engine(clock=time.monotonic, torch_threads=1)
+    future = engine.submit(ask("a"))
+    engine.start()
+    assert isinstance(future.exception(timeout=30), UnavailableError)
 
 
 def test_stop_ends_the_thread(running):

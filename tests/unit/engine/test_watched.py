@@ -2,9 +2,27 @@
 
 import threading
 
+import pytest
+
 from ramole_core.errors import PromptError
 
 from .tiny import answers, ask, drain, tiny_engine
+
+
+class Quiet:
+    """A lock that fails where a thread would wait for itself."""
+
+    def __init__(self):
+        self.held = False
+
+    def acquire(self):
+        assert not self.held, "the engine would wait for ever"
+        self.held = True
+        return True
+
+    def release(self):
+        assert self.held
+        self.held = False
 
 
 def test_the_watcher_knows_before_every_step_who_runs():
@@ -27,7 +45,7 @@ def test_a_prompt_that_wants_to_be_alone_runs_alone_and_in_quiet():
     futures = [engine.submit(request) for request in requests]
     drain(engine)
     assert [f.result(0) for f in futures] == expected
-    assert [item for item in shown if item[0]] == [({1}, True), ({2}, True), ({0, 3}, False)]
+    assert [item for item in shown if item[0]] == [({1}, True), ({0, 3}, False), ({2}, True)]
     assert not quiet.locked()
 
 
@@ -74,3 +92,33 @@ def test_an_engine_that_ends_leaves_no_quiet_behind():
     assert quiet.locked()
     engine.stop()
     assert not quiet.locked() and future.exception(0) is not None
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_behind_one_that_is_ended_while_it_is_alone_comes_the_next_that_wants_to_be(cancelled):
+    quiet, shown = Quiet(), []
+    watcher = lambda tags: shown.append((set(tags), quiet.held))  # noqa: E731
+    engine = tiny_engine(watchers={"on_running": watcher, "quiet": quiet})
+    first, second = (engine.submit(ask(tag, max_new_tokens=9, tag=tag, alone=True)) for tag in "ab")
+    engine.step()
+    if cancelled:
+        assert second.cancel()
+    first.end()
+    drain(engine)
+    assert first.exception(0).code == "cancelled"
+    assert second.cancelled() if cancelled else second.result(0).completion_tokens
+    assert shown == [({"a"}, True), *([] if cancelled else [({"b"}, True)]), (set(), True)]
+    assert not quiet.held
+
+
+def test_quiet_ends_when_others_take_the_place_of_one_that_was_alone():
+    quiet = Quiet()
+    engine = tiny_engine(watchers={"quiet": quiet})
+    first = engine.submit(ask("a", max_new_tokens=60, alone=True))
+    second = engine.submit(ask("b", max_new_tokens=60))
+    engine.step()
+    assert quiet.held
+    first.end()
+    engine.step()
+    assert not quiet.held
+    assert [s.future for s in engine._running] == [second]

@@ -89,7 +89,7 @@ def tiny_engine(
     base = describe_base(model, tokenizer or byte_tokenizer(), "tiny")
     defaults: dict[str, Any] = {"batch_interval_seconds": 0.0, "batch_size": 8, "bank_size": 8}
     chosen = Settings(**(defaults | settings))
-    mole = attach(model)
+    mole, clock = attach(model), clock or FakeClock()
     bank = AdapterBank(
         base.targets,
         chosen.bank_size,
@@ -98,8 +98,9 @@ def tiny_engine(
         base.dtype,
         mole.groups,
         routers or Routers(base.targets),
+        clock,
     )
-    engine = Engine(base, mole, bank, chosen, clock or FakeClock(), **(watchers or {}))
+    engine = Engine(base, mole, bank, chosen, clock, **(watchers or {}))
     if loads_at_once:
         _load_at_once(bank)
     return engine

@@ -1,5 +1,7 @@
 """The bounded pool: pins, eviction, what is wanted first, what does not fit."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -104,6 +106,49 @@ def test_weights_that_could_leak_into_other_prompts_are_refused(bad, side):
     bank.want(REFS[:1])
     settle(bank)
     assert bank.take_failures()[REFS[0]].code == "adapter_unfit"
+
+
+# Bytes
+
+
+BYTES = 4 * 21  # of one adapter of rank 1
+
+
+def full_bank(max_adapters, max_packs=math.inf):
+    bank = new_bank(8, {ref: random_adapter(TARGETS, 1, i) for i, ref in enumerate(REFS)})
+    bank.limit_bytes(max_adapters, max_packs)
+    return bank
+
+
+def test_what_nobody_uses_leaves_when_the_bytes_are_spent():
+    bank = full_bank(3 * BYTES)
+    for place in (0, 1, 2, 0, 3):
+        use(bank, REFS[place])
+    assert here(bank) == [0, 2, 3]
+
+
+def test_what_is_in_use_or_wanted_stays_however_large_it_is():
+    bank = full_bank(BYTES // 2)
+    bank.acquire(REFS[0])
+    use(bank, REFS[1])
+    bank.want(REFS[2:5])
+    settle(bank)
+    assert here(bank) == [0, 2, 3, 4]
+    use(bank, REFS[5])
+    assert here(bank) == [0, 2, 3, 4, 5]
+    bank.want([REFS[6]])
+    settle(bank)
+    assert here(bank) == [0, 6]
+
+
+def test_packs_have_a_bound_in_bytes_of_their_own():
+    bank = full_bank(math.inf, 1)
+    for ref in REFS:
+        bank.acquire(ref)
+    bank.pack(REFS[:2])
+    assert bank.packed_sets() == [{*REFS[:2]}]
+    bank.pack(REFS[2:4])
+    assert bank.packed_sets() == [{*REFS[2:4]}]
 
 
 def test_one_prompt_may_not_need_more_than_the_bank_holds():

@@ -219,3 +219,20 @@ def test_many_wishes_while_loads_come_in_lose_none(source):
             bank.want(REFS)
             bank.wait_for_load(LONG)
     assert bank.num_loads == len(source.loads)
+
+
+def test_how_long_a_load_takes_is_known_while_it_does(source):
+    now = [100.0]
+    bank = new_bank(source)
+    bank._loader._clock = lambda: now[0]
+    assert bank.loading_seconds() == 0
+    want_and_begin(bank, A, B)
+    now[0] += 7
+    assert bank.loading_seconds() == 7
+    source.open(A)
+    assert source.begun[B].wait(LONG)
+    assert bank.loading_seconds() == 0
+    source.open(B)
+    settle(bank)
+    now[0] += 7
+    assert bank.loading_seconds() == 0

@@ -82,6 +82,11 @@ class FakeEngine:
         self.hold = False
         self.on_submit: Callable[[GenerationRequest], None] = lambda request: None
 
+        self.on_router: Callable[[str], None] = lambda version: None
+
+    def read_router(self, version: str) -> None:
+        self.on_router(version)
+
     def submit(self, request: GenerationRequest) -> GenerationFuture:
         self.requests.append(request)
         self.on_submit(request)

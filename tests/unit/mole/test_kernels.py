@@ -10,11 +10,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ramole_core.mole import fused, layer
+from ramole_core.mole import kernels, layer
 from ramole_core.mole.gates import Mix
 from ramole_core.mole.plan import Segment
 
-from .fused_cases import CPU, SHAPES, Case, Shape, check_all
+from .kernel_cases import CPU, SHAPES, Case, Shape, check_all
 
 ROOT = Path(__file__).parents[3]
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="needs triton")
@@ -40,13 +40,13 @@ def run_alone(module, *arguments, **variables):
 @needs_triton
 def test_in_tritons_interpreter_the_kernels_equal_the_formula():
     num_random = 8
-    found = run_alone("fused_cases", str(num_random), TRITON_INTERPRET="1")
+    found = run_alone("kernel_cases", str(num_random), TRITON_INTERPRET="1")
     assert found == f"{len(SHAPES) + num_random} cases agree"
 
 
 @needs_triton
 def test_the_kernels_compile_for_gpus(tmp_path):
-    found = run_alone("fused_builds", TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
+    found = run_alone("kernel_builds", TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
     assert found == "built"
 
 
@@ -54,7 +54,7 @@ def test_the_kernels_compile_for_gpus(tmp_path):
 @needs_cuda
 def test_on_a_gpu_the_kernels_equal_the_formula():
     device = torch.device("cuda", torch.cuda.current_device())
-    assert fused.compiles(device)
+    assert kernels.compiles(device)
     check_all(device, 60)
 
 
@@ -68,7 +68,7 @@ def test_on_a_gpu_the_layer_takes_them_unless_it_is_trained():
     trained = layer.mixed_columns(x, group, segment)
     assert trained.grad_fn is not None
     with torch.no_grad():
-        assert fused.usable(x, segment)
+        assert kernels.usable(x, segment)
         found = layer.mixed_columns(x, group, segment)
     torch.testing.assert_close(found, trained.detach(), rtol=1e-3, atol=1e-4)
 
@@ -85,30 +85,30 @@ def segment_of(gate):
 @pytest.fixture
 def on_gpu(monkeypatch):
     """An input on a GPU where triton works."""
-    monkeypatch.setattr(fused, "compiles", lambda device: True)
+    monkeypatch.setattr(kernels, "compiles", lambda device: True)
     return SimpleNamespace(is_cuda=True, device="cuda:0")
 
 
 def test_neither_cpus_nor_training_nor_gate_fusion_take_them(on_gpu):
     with torch.inference_mode():
-        assert fused.usable(on_gpu, segment_of("mixture"))
-        assert not fused.usable(torch.ones(2, 2), segment_of("mixture"))
-        assert not fused.usable(on_gpu, segment_of("fusion"))
-    assert not fused.usable(on_gpu, segment_of("mixture"))
+        assert kernels.usable(on_gpu, segment_of("mixture"))
+        assert not kernels.usable(torch.ones(2, 2), segment_of("mixture"))
+        assert not kernels.usable(on_gpu, segment_of("fusion"))
+    assert not kernels.usable(on_gpu, segment_of("mixture"))
 
 
 def test_nor_does_a_gpu_where_triton_fails(on_gpu, monkeypatch):
-    monkeypatch.setattr(fused, "compiles", lambda device: False)
+    monkeypatch.setattr(kernels, "compiles", lambda device: False)
     with torch.inference_mode():
-        assert not fused.usable(on_gpu, segment_of("mixture"))
+        assert not kernels.usable(on_gpu, segment_of("mixture"))
 
 
 @pytest.mark.parametrize("usable", [True, False])
 def test_the_layer_hands_over_its_product(usable, monkeypatch):
     case, handed = Case(SHAPES[0], 0), []
     group, segment = case.group(CPU), case.segment(CPU)
-    monkeypatch.setattr(fused, "usable", lambda x, segment: usable)
-    monkeypatch.setattr(fused, "mixed_columns", lambda *given: handed.append(given) or "z")
+    monkeypatch.setattr(kernels, "usable", lambda x, segment: usable)
+    monkeypatch.setattr(kernels, "mixed_columns", lambda *given: handed.append(given) or "z")
     found = layer.mixed_columns(case.x, group, segment)
     if not usable:
         assert handed == [] and found.shape[2] == len(case.x)
@@ -133,11 +133,11 @@ def broken(*args):
 )
 def test_a_gpu_is_tried_once(spec, trial, works, said, monkeypatch, caplog):
     tried = []
-    monkeypatch.setattr(fused, "find_spec", lambda name: spec)
-    monkeypatch.setattr(fused, "_trial", lambda device: tried.append(device) or trial(device))
-    caplog.set_level("INFO", fused.__name__)
-    fused.compiles.cache_clear()
-    assert [fused.compiles("cuda:7"), fused.compiles("cuda:7")] == [works, works]
-    fused.compiles.cache_clear()
+    monkeypatch.setattr(kernels, "find_spec", lambda name: spec)
+    monkeypatch.setattr(kernels, "_trial", lambda device: tried.append(device) or trial(device))
+    caplog.set_level("INFO", kernels.__name__)
+    kernels.compiles.cache_clear()
+    assert [kernels.compiles("cuda:7"), kernels.compiles("cuda:7")] == [works, works]
+    kernels.compiles.cache_clear()
     assert len(tried) == (spec is not None)
     assert len(caplog.records) == (not works) and said in caplog.text

@@ -34,9 +34,9 @@ def usable(x: torch.Tensor, segment: Segment) -> bool:
 def mixed_columns(product: torch.Tensor, group: PackedGroup, segment: Segment) -> torch.Tensor:
     """α_i A_i x of every column of every linear: product (L·S, N), with a router
     (L·S + L·R_r, N), contiguous -> (L, S, N) in the same dtype. No gate `fusion`."""
-    from ramole_core.mole import fused_kernel  # triton
+    from ramole_core.mole import triton_kernels  # triton
 
-    operands = fused_kernel.Operands(
+    operands = triton_kernels.Operands(
         product=product,
         begins=_begins_of(group.columns),
         gram=group.gram if segment.any_routed else None,
@@ -45,7 +45,7 @@ def mixed_columns(product: torch.Tensor, group: PackedGroup, segment: Segment) -
         foreign=segment.foreign,
         routed=segment.routed,
     )
-    z, alpha = fused_kernel.launch(operands, len(group.targets), len(group.columns.expert))
+    z, alpha = triton_kernels.launch(operands, len(group.targets), len(group.columns.expert))
     if alpha is None:
         segment.unscored.update(group.targets)
     else:
@@ -71,10 +71,10 @@ def compiles(device: torch.device) -> bool:
 
 def _trial(device: torch.device) -> bool:
     """One linear, row, router rank and column, of the only expert: α = 1 whatever the score."""
-    from ramole_core.mole import fused_kernel  # triton
+    from ramole_core.mole import triton_kernels  # triton
 
     one = torch.ones(1, 1, device=device)
-    operands = fused_kernel.Operands(
+    operands = triton_kernels.Operands(
         product=torch.tensor([[3.0], [2.0]], device=device),  # h, q
         begins=torch.tensor([0, 1], dtype=torch.int32, device=device),
         gram=one,
@@ -83,7 +83,7 @@ def _trial(device: torch.device) -> bool:
         foreign=None,
         routed=None,
     )
-    z, alpha = fused_kernel.launch(operands, 1, 1)
+    z, alpha = triton_kernels.launch(operands, 1, 1)
     return z.item() == 3.0 and alpha is not None and alpha.item() == 1.0
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from ramole_core.adapters.ref import AdapterRef
-from ramole_core.mole import fused, layer
+from ramole_core.mole import kernels, layer
 from ramole_core.mole.gates import Mix
 from ramole_core.mole.packed import Columns, Packed, PackedGroup
 from ramole_core.mole.plan import Segment
@@ -154,7 +154,7 @@ class Case:
         """The same by the kernels, from the same product."""
         group, segment = self.group(device), self.segment(device)
         product = torch.mm(self.a, self.x.T).to(device)
-        z = fused.mixed_columns(product, group, segment)
+        z = kernels.mixed_columns(product, group, segment)
         return z, segment.alphas.get(group), segment.unscored
 
 

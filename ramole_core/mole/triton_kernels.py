@@ -1,4 +1,4 @@
-"""The Triton kernels behind `fused`, and how they are launched. Importing this imports triton.
+"""The Triton kernels that `kernels` calls, and how they are launched. Importing it imports triton.
 
 Dims: N rows, P experts, S columns of a linear, L linears, R_r router rank (layer.py); C a tile's
 columns of one expert, M its rows. A program works on one expert of one linear and on M rows, and

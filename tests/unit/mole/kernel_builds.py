@@ -9,7 +9,7 @@ from triton import compile as build
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ramole_core.mole import fused_kernel as kernels
+from ramole_core.mole import triton_kernels as kernels
 
 GPUS = ((80, "fp32"), (90, "bf16"))  # compute capability, number format
 CONSTANTS = {
