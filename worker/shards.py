@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import wait
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from typing import Final
 
@@ -72,6 +72,7 @@ class ShardRunner:
         draining: threading.Event,
         on_done: Callable[[ShardRef, bool], None],
         journal: Journal,
+        quiet: threading.Lock,
         settings: Settings,
     ) -> None:
         self._store = store
@@ -83,6 +84,7 @@ class ShardRunner:
         self._draining = draining
         self._on_done = on_done
         self._journal = journal
+        self._quiet = quiet  # held by an engine that runs a prompt alone
         self._shard_seconds = settings.shard_seconds
         self._max_alone = max(1, settings.max_attempts - 1)
 
@@ -98,7 +100,7 @@ class ShardRunner:
             try:
                 if not self._store.exists(keys.output_shard(ref.job_id, ref.shard)):
                     self._write(ref, self._answers(claim))
-                self._mark_done(ref)
+                job_done = self._marked_done(ref)
             except (UnavailableError, RedisError):
                 with suppress(RedisError):  # an outage is nobody's attempt; it is sent again
                     self._ledger.release(claim)
@@ -108,6 +110,7 @@ class ShardRunner:
             except Exception as e:
                 self._note(claim, f"{type(e).__name__}: {e}"[:500])
                 raise
+        self._on_done(ref, job_done)
 
     def _answers(self, claim: Claim) -> list[PromptResult]:
         job = JobFiles(self._store, claim.ref.job_id)
@@ -115,7 +118,7 @@ class ShardRunner:
             return self._given_up(job, claim)
         self._note(claim)
         manifest = job.manifest()
-        prompts = self._load(manifest, claim.ref)
+        prompts = self._load(manifest, claim)
         if manifest.pins.registry > self._registry.position:
             self._registry.refresh()
         charges = charges_of(self._store, claim.ref.job_id)
@@ -123,17 +126,19 @@ class ShardRunner:
             routed = route(prompts, manifest, self._encoders, self._registry)
         return self._generate(claim, routed, manifest, charges)
 
-    def _load(self, manifest: Manifest, ref: ShardRef) -> list[PromptRequest]:
+    def _load(self, manifest: Manifest, claim: Claim) -> list[PromptRequest]:
         """The shard's prompts; a damaged line becomes a prompt with an error."""
-        key = keys.input_shard(ref.job_id, manifest.submission, ref.shard)
-        lines = self._store.get(key).splitlines()
-        first = int(ref.shard) * manifest.options.shard_size
-        return [_parsed(line, first + i) for i, line in enumerate(lines)]
+        key = keys.input_shard(claim.ref.job_id, manifest.submission, claim.ref.shard)
+        first = int(claim.ref.shard) * manifest.options.shard_size
+        with self._journal.preparing(claim):
+            data = self._store.get(key)
+            with self._quiet:
+                return [_parsed(line, first + i) for i, line in enumerate(data.splitlines())]
 
     def _generate(
         self, claim: Claim, routed: list[Routed], manifest: Manifest, charges: Charges
     ) -> list[PromptResult]:
-        futures = [self._submitted(claim, item, charges) for item in routed]
+        futures = self._all_submitted(claim, routed, charges)
         try:
             cut = self._wait(claim, futures, manifest.options.deadline)
         except BaseException:
@@ -145,6 +150,19 @@ class ShardRunner:
         if cut is CANCELLED and all(map(has_failed, futures)):
             raise ShardAbandonedError(str(cut))
         return [result_of(item, future, cut) for item, future in zip(routed, futures, strict=True)]
+
+    def _all_submitted(
+        self, claim: Claim, routed: list[Routed], charges: Charges
+    ) -> list[GenerationFuture]:
+        """The futures, in order. Suspects come last: while one runs, nothing else is prepared."""
+        suspect = [charges.is_suspect(item.prompt.index) for item in routed]
+        futures = {}
+        with self._journal.preparing(claim):
+            for i in sorted(range(len(routed)), key=suspect.__getitem__):
+                # A suspect was tokenised before, and nobody died of that.
+                with nullcontext() if suspect[i] else self._quiet:
+                    futures[i] = self._submitted(claim, routed[i], charges)
+        return [futures[i] for i in range(len(routed))]
 
     def _submitted(self, claim: Claim, item: Routed, charges: Charges) -> GenerationFuture:
         """A prompt that may have killed its process runs alone, or not any more."""
@@ -181,7 +199,8 @@ class ShardRunner:
             if cut is not DEADLINE:
                 for future in pending:
                     future.end()
-            self._check_still_wanted(claim)
+            if cut is not CANCELLED:  # its leases are gone; what is answered is kept
+                self._check_still_wanted(claim)
             with suppress(RedisError):  # shown only
                 failed = sum(map(has_failed, futures))
                 self._ledger.report(claim.ref, len(futures) - len(pending) - failed, failed)
@@ -220,7 +239,7 @@ class ShardRunner:
         logger.error("shard given up after %d attempts: %s", count, reason)
         message = f"given up after {count} attempts (RAMOLE_MAX_ATTEMPTS): {reason}"
         try:
-            prompts = self._load(job.manifest(), claim.ref)
+            prompts = self._load(job.manifest(), claim)
         except NotFoundError:
             prompts = []  # the input is gone; the final record counts its prompts as failed
         return [failure(prompt, PromptError("worker_lost", message)) for prompt in prompts]
@@ -235,10 +254,11 @@ class ShardRunner:
         if not created:
             logger.info("another worker's output for this shard was first; ours is discarded")
 
-    def _mark_done(self, ref: ShardRef) -> None:
+    def _marked_done(self, ref: ShardRef) -> bool:
+        """True when it was the last of its job."""
         num_ok, num_failed = JobFiles(self._store, ref.job_id).count(ref.shard)
         logger.info("shard done: %d answered, %d failed", num_ok, num_failed)
-        self._on_done(ref, self._ledger.finish(ref, num_ok, num_failed))
+        return self._ledger.finish(ref, num_ok, num_failed)
 
 
 def _parsed(line: bytes, index: int) -> PromptRequest:

@@ -11,6 +11,7 @@ from ramole_core import keys
 from ramole_core.adapters.ref import AdapterRef
 from ramole_core.engine.request import Expert, Generation, GenerationFuture, GenerationRequest
 from ramole_core.errors import NotFoundError, StoreUnavailableError, TooLargeError
+from ramole_core.job_files import JobFiles
 from ramole_core.jobs import ErrorRecord, Finished, JobState, PromptRequest
 from ramole_core.store.directory import DirectoryStore
 from tests.servers import wait_until
@@ -356,3 +357,19 @@ def test_a_foreign_file_among_the_outputs_ends_no_job_early(world: World) -> Non
     world.run_next()
     final = Finished.model_validate_json(world.store.get(keys.finished("j")))
     assert (final.num_ok, final.num_failed) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["output/00000.jsonl/input/x", "output/00000.jsonl/x.jsonl", "attempts/00000/cancelled.json",
+     "attempts/00000/1.json/x", "attempts/00000/01.json", "attempts/1.json"],
+)  # fmt: skip
+def test_a_foreign_object_makes_no_shard_look_done_and_no_attempt_begun(
+    world: World, name: str
+) -> None:
+    world.store.put(keys.job("j") + name, b"{}")
+    job = JobFiles(world.store, "j")
+    assert not job.finished_shards() and not job.attempts() and not job.begun()
+    start(world, "a")
+    claim = world.ledger.claim(ShardRef("j", "00000"), 3)
+    assert isinstance(claim, Claim) and claim.attempt == 1
