@@ -4,6 +4,7 @@ What is there and cannot be read raises ConflictError.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from typing import TypeVar
 
@@ -78,12 +79,27 @@ class JobFiles:
 
     def begun(self) -> bool:
         """True when a worker has taken up the job."""
-        return bool(self._store.children(keys.attempts(self.job_id)) or self.finished_shards())
+        return bool(self.attempts() or self.finished_shards())
+
+    def attempts(self) -> dict[str, int]:
+        """How often each shard was begun, as far as the store knows."""
+        prefix, found = keys.attempts(self.job_id), Counter[str]()
+        for entry in self._store.entries(prefix):
+            shard, _, name = entry.key.removeprefix(prefix).partition("/")
+            number = name.removesuffix(".json")
+            if number.isdecimal() and entry.key == keys.attempt(self.job_id, shard, int(number)):
+                found[shard] += 1
+        return found
 
     def finished_shards(self) -> set[str]:
-        """Names of the shards whose output exists."""
-        names = self._store.children(keys.outputs(self.job_id))
-        return {name.removesuffix(".jsonl") for name in names if name.endswith(".jsonl")}
+        """Names of the shards whose output exists. One listing."""
+        prefix = keys.outputs(self.job_id)
+        names = (entry.key.removeprefix(prefix) for entry in self._store.entries(prefix))
+        return {
+            name.removesuffix(".jsonl")
+            for name in names
+            if name.endswith(".jsonl") and "/" not in name
+        }
 
     def output_lines(self, shard: str) -> list[bytes]:
         """The result lines of one finished shard. Raises NotFoundError."""

@@ -282,7 +282,7 @@ def task_argument(data: bytes) -> None:
     return None
 
 
-@parser(b'{"worker":"w","claims":[["j","00000",1,"w:1"]],"embedding":[],"running":[["j",0,false]]}')
+@parser(b'{"worker":"w","claims":[["j","00000",1,"w:1"]],"preparing":[],"running":[["j",0,false]]}')
 def journal(data: bytes) -> None:
     for record in read_journal(path_of(data, "w.json")):
         assert all(0 <= ref.index < 1 << 48 for ref in record.running)

@@ -2,9 +2,9 @@
 
 A death is charged to the prompts of the step that it happened in, not to the shards that the
 process held: those get their attempt back, and are free for others at once. Where no prompt ran,
-and where texts were being embedded beside those that did, the shards concerned keep the attempt: a
-shard that is begun too often has its prompts failed in the end.
-A charged prompt runs once more with nobody beside it, while nothing is embedded. One that has died
+and where shards were being prepared (read, embedded, tokenised) beside those that did, the shards
+concerned keep the attempt: a shard that is begun too often has its prompts failed in the end.
+A charged prompt runs once more with nobody beside it, while nothing is prepared. One that has died
 like that `max_alone` times is failed. So a prompt that kills its process costs the others at most
 one more run, and chance deaths cost nobody an answer. All of it lies in the store, one object for
 each death of a prompt, so that it survives an empty Redis; every step may be repeated.
@@ -58,8 +58,10 @@ def charges_of(store: ObjectStore, job_id: str) -> Charges:
     prefix = keys.deaths(job_id)
     for entry in store.entries(prefix):
         index, _, name = entry.key.removeprefix(prefix).partition("/")
-        kind = name.partition("-")[0]
-        if index.isdecimal() and kind in found:
+        kind, _, worker = name.removesuffix(".json").partition("-")
+        if not index.isdecimal() or kind not in found or "/" in worker:
+            continue
+        if entry.key == keys.death(job_id, int(index), f"{kind}-{worker}"):
             found[kind][int(index)] += 1
     return Charges(found[ALONE], found[BESIDE])
 
@@ -79,10 +81,10 @@ class Coroner:
                 self._judge(record)
 
     def _judge(self, record: Record) -> None:
-        alone = len(record.running) == 1 and (record.running[0].alone or not record.embedding)
+        alone = len(record.running) == 1 and (record.running[0].alone or not record.preparing)
         for ref in record.running:
             self._charge(ref, record, alone)
-        guilty = () if alone else record.embedding
+        guilty = () if alone else record.preparing
         if not (record.running or guilty):
             guilty = record.claims
         pardoned = [claim for claim in record.claims if claim not in guilty]

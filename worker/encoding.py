@@ -1,6 +1,7 @@
 """The encoder service: one thread embeds the texts of all shards, uploads and searches together.
 
-Callers block on a Future; texts that arrive while a batch is embedded are joined into the next.
+Callers block on a Future; texts that arrive while a batch is embedded are joined into the next,
+but for those of a shard that was begun before: they may have ended that process.
 Texts that make the encoder fail, fail the call they came with (PromptError `encoder_failed`).
 """
 
@@ -103,7 +104,8 @@ class EncoderService:
                     break
                 calls.append(call)
             self.progress_at, self.idle = time.monotonic(), False
-            self._answer(calls)
+            for part in _apart(calls):
+                self._answer(part)
             self._on_batch(self.version, frozenset())
             self.idle = True
         self._fail_waiting()
@@ -113,7 +115,7 @@ class EncoderService:
         self._on_batch(self.version, owners)
         try:
             vectors = self._encoded([text for call in calls for text in call.texts])
-        except Exception as e:  # whatever a model raises must not end the service
+        except BaseException as e:  # whatever a model raises (a panic in Rust code is no Exception)
             if len(calls) > 1:
                 for call in calls:
                     self._answer([call])
@@ -152,3 +154,15 @@ class EncoderService:
             call = self._queue.get_nowait()
             if call is not None:
                 call.future.set_exception(UnavailableError("the worker is stopping"))
+
+
+def _apart(calls: list[_Call]) -> list[list[_Call]]:
+    """What is embedded together: shards begun before each on their own, after the rest."""
+    rest: list[_Call] = []
+    again: list[list[_Call]] = []
+    for call in calls:
+        if call.owner is not None and call.owner.attempt > 1:
+            again.append([call])
+        else:
+            rest.append(call)
+    return [rest, *again] if rest else again

@@ -1,11 +1,13 @@
 """What a worker process is at, in a file that outlives it.
 
 Every process keeps a record under `<home>/journals/`: the shards that it holds, which of them are
-being embedded, and the prompts whose step is about to run. The record is replaced, as a whole, when
-one of these changes; the lock beside it is held for as long as the process lives. So whoever can
-take that lock has found a death, and what it was at (`worker.deaths`). A clean stop removes both.
-Nothing is synchronised to the disk: a process dies with what it wrote in order, and a machine that
-dies takes the blame from everybody. A journal that cannot be written is logged, and stops nothing.
+being prepared (read, embedded, tokenised), and the prompts whose step is about to run. The record
+is replaced, as a whole, when one of these changes; the lock beside it is held for as long as the
+process lives. So whoever can take that lock has found a death, and what it was at
+(`worker.deaths`). A clean stop removes both.
+Nothing is synchronised to the disk: after the death of a machine the record may be an older one, or
+gone, and what it names is charged all the same. A journal that cannot be written is logged and
+removed, and stops nothing.
 """
 
 import fcntl
@@ -14,7 +16,7 @@ import logging
 import os
 import threading
 from collections.abc import Hashable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -25,14 +27,14 @@ from worker.ledger import Claim, ShardRef
 
 logger = logging.getLogger(__name__)
 
-RECORD, LOCK = ".json", ".lock"
+RECORD, LOCK, FRESH = ".json", ".lock", ".new"
 MAX_RECORD_BYTES: Final = 1 << 24
 
 
 @dataclass(frozen=True)
 class PromptRef:
     """One prompt of one job, as the engine's tag. `alone`: it is to run with nobody beside it,
-    while nothing is embedded."""
+    while nothing is prepared."""
 
     job_id: str
     index: int
@@ -41,11 +43,12 @@ class PromptRef:
 
 @dataclass(frozen=True)
 class Record:
-    """What a process was at. `embedding`: those of the claims whose texts were being embedded."""
+    """What a process was at. `preparing`: those of the claims whose texts were being read, embedded
+    or tokenised."""
 
     worker: str
     claims: tuple[Claim, ...] = ()
-    embedding: tuple[Claim, ...] = ()
+    preparing: tuple[Claim, ...] = ()
     running: tuple[PromptRef, ...] = ()
 
 
@@ -57,29 +60,27 @@ class Journal:
         self._worker = worker
         self._lock = threading.Lock()  # guards all below
         self._claims: set[Claim] = set()
+        self._preparing: set[Claim] = set()
         self._embedding: dict[str, frozenset[Claim]] = {}
         self._running: frozenset[PromptRef] = frozenset()
         self._file = -1
         self._failed = False
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(self._path.with_suffix(LOCK), os.O_RDWR | os.O_CREAT, 0o600)
+            fresh = self._path.with_suffix(FRESH)
+            self._file = os.open(fresh, os.O_RDWR | os.O_CREAT, 0o600)
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fresh.rename(self._path.with_suffix(LOCK))  # found with its lock taken, or not at all
         except OSError as e:
             self._complain(e)
 
-    @contextmanager
-    def holding(self, claim: Claim) -> Iterator[None]:
+    def holding(self, claim: Claim) -> AbstractContextManager[None]:
         """The claim is this process's until the block ends."""
-        with self._lock:
-            self._claims.add(claim)
-            self._write()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._claims.discard(claim)
-                self._write()
+        return self._listed(self._claims, claim)
+
+    def preparing(self, claim: Claim) -> AbstractContextManager[None]:
+        """The block reads the claim's shard, or has its prompts tokenised."""
+        return self._listed(self._preparing, claim)
 
     def embedding(self, encoder: str, claims: frozenset[Claim]) -> None:
         """Whose texts an encoder embeds from now on. Never raises."""
@@ -97,27 +98,46 @@ class Journal:
         """A clean stop: nothing to look into."""
         with self._lock, suppress(OSError):
             self._path.unlink(missing_ok=True)
+            self._path.with_suffix(FRESH).unlink(missing_ok=True)
             self._path.with_suffix(LOCK).unlink(missing_ok=True)
             if self._file >= 0:
                 os.close(self._file)
                 self._file = -1
 
-    def _write(self) -> None:
-        """The lock is held."""
-        record = {
-            "worker": self._worker,
-            "claims": [_row(claim) for claim in self._claims],
-            "embedding": [_row(claim) for claims in self._embedding.values() for claim in claims],
-            "running": [[ref.job_id, ref.index, ref.alone] for ref in self._running],
-        }
-        fresh = self._path.with_suffix(".new")
+    @contextmanager
+    def _listed(self, claims: set[Claim], claim: Claim) -> Iterator[None]:
+        with self._lock:
+            claims.add(claim)
+            self._write()
         try:
-            fresh.write_text(json.dumps(record))
+            yield
+        finally:
+            with self._lock:
+                claims.discard(claim)
+                self._write()
+
+    def _write(self) -> None:
+        """The lock is held. Never raises: the engine's step is no place for it."""
+        fresh = self._path.with_suffix(FRESH)
+        try:
+            fresh.write_text(json.dumps(self._record()))
             os.replace(fresh, self._path)
-        except OSError as e:
+        except Exception as e:
+            for path in (self._path, fresh):  # what was true before would charge the wrong ones
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
             self._complain(e)
 
-    def _complain(self, error: OSError) -> None:
+    def _record(self) -> dict[str, Any]:
+        preparing = self._preparing.union(*self._embedding.values())
+        return {
+            "worker": self._worker,
+            "claims": [_row(claim) for claim in self._claims],
+            "preparing": [_row(claim) for claim in preparing],
+            "running": [[ref.job_id, ref.index, ref.alone] for ref in self._running],
+        }
+
+    def _complain(self, error: Exception) -> None:
         if not self._failed:
             logger.warning("a crash will be charged to whole shards, no journal: %s", error)
         self._failed = True
@@ -136,7 +156,7 @@ def found_dead(folder: Path) -> Iterator[list[Record]]:
                 records += _read(path.with_suffix(RECORD))
         yield records
         for _, path in held:
-            for suffix in (RECORD, ".new", LOCK):  # the lock last: cut before it, all is found anew
+            for suffix in (RECORD, FRESH, LOCK):  # the lock last: cut before it, all is found anew
                 path.with_suffix(suffix).unlink(missing_ok=True)
     finally:
         for file, _ in held:
@@ -166,7 +186,7 @@ def _read(path: Path) -> list[Record]:
         record = Record(
             worker=checked_name("worker", raw["worker"]),
             claims=tuple(map(_claim, raw["claims"])),
-            embedding=tuple(map(_claim, raw["embedding"])),
+            preparing=tuple(map(_claim, raw["preparing"])),
             running=tuple(map(_prompt, raw["running"])),
         )
     except FileNotFoundError:

@@ -87,5 +87,7 @@ class LeaseKeeper:
                 self.beat()
             except RedisError as e:
                 logger.warning("leases not renewed: Redis: %s", e)
+            except Exception:  # without this thread the process looks dead
+                logger.exception("leases not renewed")
             if self._stop.wait(self._interval):
                 return

@@ -1,7 +1,6 @@
 """A job's life outside its shards: taken in from the store, cancelled, ended."""
 
 import logging
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 from redis import RedisError
@@ -23,6 +22,7 @@ class JobDesk:
     def __init__(self, store: ObjectStore, ledger: Ledger) -> None:
         self._store = store
         self._ledger = ledger
+        self._complaints: set[tuple[str, str]] = set()  # jobs that cannot be read, and why
 
     def start(self, job_id: str) -> bool:
         """Takes a job in, or lets go of one that was cancelled. True when it is in the ledger.
@@ -106,10 +106,7 @@ class JobDesk:
     def _adopt(self, job: JobFiles, manifest: Manifest) -> None:
         names = manifest.shard_names()
         done = job.finished_shards() & set(names)
-        attempts: dict[str, int] = defaultdict(int)
-        prefix = keys.attempts(job.job_id)
-        for entry in self._store.entries(prefix):
-            attempts[entry.key.removeprefix(prefix).partition("/")[0]] += 1
+        attempts = job.attempts()
         pending = [shard for shard in names if shard not in done]
         priority = manifest.options.priority
         if self._ledger.adopt(job.job_id, priority, len(names), pending, done, attempts):
@@ -133,4 +130,6 @@ class JobDesk:
                 logger.error("an output is gone, the job is taken in anew: %s", e)
                 self._ledger.forget(job_id)
             except (RamoleError, ValueError) as e:
-                logger.error("the job cannot be read: %s", e)
+                if (job_id, str(e)) not in self._complaints:
+                    self._complaints.add((job_id, str(e)))
+                    logger.error("the job cannot be read: %s", e)

@@ -152,6 +152,7 @@ def open_services(settings: Settings, send: Callable[..., Any]) -> Services:
         draining,
         on_shard_done,
         journal,
+        quiet,
         settings,
     )
     coroner = Coroner(settings.home / JOURNALS, store, ledger.pardon)

@@ -13,11 +13,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import wait
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from typing import Final
 
-from pydantic import ValidationError
 from redis import RedisError
 
 from ramole_core import keys
@@ -39,6 +38,7 @@ from ramole_core.store.base import to_json
 from worker.deaths import Charges, charges_of
 from worker.encoders import Encoders
 from worker.encoding import embedding_for
+from worker.inputs import parse, stand_ins
 from worker.journal import Journal, PromptRef
 from worker.leases import LeaseKeeper
 from worker.ledger import Claim, Ledger, ShardRef
@@ -72,6 +72,7 @@ class ShardRunner:
         draining: threading.Event,
         on_done: Callable[[ShardRef, bool], None],
         journal: Journal,
+        quiet: threading.Lock,
         settings: Settings,
     ) -> None:
         self._store = store
@@ -83,7 +84,9 @@ class ShardRunner:
         self._draining = draining
         self._on_done = on_done
         self._journal = journal
+        self._quiet = quiet  # held by an engine that runs a prompt alone
         self._shard_seconds = settings.shard_seconds
+        self._max_attempts = settings.max_attempts
         self._max_alone = max(1, settings.max_attempts - 1)
 
     def run(self, claim: Claim) -> None:
@@ -98,7 +101,7 @@ class ShardRunner:
             try:
                 if not self._store.exists(keys.output_shard(ref.job_id, ref.shard)):
                     self._write(ref, self._answers(claim))
-                self._mark_done(ref)
+                job_done = self._marked_done(ref)
             except (UnavailableError, RedisError):
                 with suppress(RedisError):  # an outage is nobody's attempt; it is sent again
                     self._ledger.release(claim)
@@ -108,6 +111,7 @@ class ShardRunner:
             except Exception as e:
                 self._note(claim, f"{type(e).__name__}: {e}"[:500])
                 raise
+        self._on_done(ref, job_done)
 
     def _answers(self, claim: Claim) -> list[PromptResult]:
         job = JobFiles(self._store, claim.ref.job_id)
@@ -115,7 +119,7 @@ class ShardRunner:
             return self._given_up(job, claim)
         self._note(claim)
         manifest = job.manifest()
-        prompts = self._load(manifest, claim.ref)
+        prompts = self._load(manifest, claim)
         if manifest.pins.router is not None:
             self._engine.read_router(manifest.pins.router)
         if manifest.pins.registry > self._registry.position:
@@ -125,17 +129,17 @@ class ShardRunner:
             routed = route(prompts, manifest, self._encoders, self._registry)
         return self._generate(claim, routed, manifest, charges)
 
-    def _load(self, manifest: Manifest, ref: ShardRef) -> list[PromptRequest]:
-        """The shard's prompts; a damaged line becomes a prompt with an error."""
-        key = keys.input_shard(ref.job_id, manifest.submission, ref.shard)
-        lines = self._store.get(key).splitlines()
-        first = int(ref.shard) * manifest.options.shard_size
-        return [_parsed(line, first + i) for i, line in enumerate(lines)]
+    def _load(self, manifest: Manifest, claim: Claim) -> list[PromptRequest]:
+        key = keys.input_shard(claim.ref.job_id, manifest.submission, claim.ref.shard)
+        with self._journal.preparing(claim):
+            data = self._store.get(key)
+            with self._quiet:
+                return parse(data, manifest, claim.ref.shard)
 
     def _generate(
         self, claim: Claim, routed: list[Routed], manifest: Manifest, charges: Charges
     ) -> list[PromptResult]:
-        futures = [self._submitted(claim, item, charges) for item in routed]
+        futures = self._all_submitted(claim, routed, charges)
         try:
             cut = self._wait(claim, futures, manifest.options.deadline)
         except BaseException:
@@ -147,6 +151,19 @@ class ShardRunner:
         if cut is CANCELLED and all(map(has_failed, futures)):
             raise ShardAbandonedError(str(cut))
         return [result_of(item, future, cut) for item, future in zip(routed, futures, strict=True)]
+
+    def _all_submitted(
+        self, claim: Claim, routed: list[Routed], charges: Charges
+    ) -> list[GenerationFuture]:
+        """The futures, in order. Suspects come last: while one runs, nothing else is prepared."""
+        suspect = [charges.is_suspect(item.prompt.index) for item in routed]
+        futures = {}
+        with self._journal.preparing(claim):
+            for i in sorted(range(len(routed)), key=suspect.__getitem__):
+                # A suspect was tokenised before, and nobody died of that.
+                with nullcontext() if suspect[i] else self._quiet:
+                    futures[i] = self._submitted(claim, routed[i], charges)
+        return [futures[i] for i in range(len(routed))]
 
     def _submitted(self, claim: Claim, item: Routed, charges: Charges) -> GenerationFuture:
         """A prompt that may have killed its process runs alone, or not any more."""
@@ -183,7 +200,8 @@ class ShardRunner:
             if cut is not DEADLINE:
                 for future in pending:
                     future.end()
-            self._check_still_wanted(claim)
+            if cut is not CANCELLED:  # its leases are gone; what is answered is kept
+                self._check_still_wanted(claim)
             with suppress(RedisError):  # shown only
                 failed = sum(map(has_failed, futures))
                 self._ledger.report(claim.ref, len(futures) - len(pending) - failed, failed)
@@ -221,36 +239,17 @@ class ShardRunner:
             reason = json.loads(self._store.get(key)).get("error") or reason
         logger.error("shard given up after %d attempts: %s", count, reason)
         message = f"given up after {count} attempts (RAMOLE_MAX_ATTEMPTS): {reason}"
-        try:
-            prompts = self._load(job.manifest(), claim.ref)
-        except NotFoundError:
-            prompts = self._stand_ins(job, claim.ref)
+        prompts = self._to_give_up(job, claim)
         return [failure(prompt, PromptError("worker_lost", message)) for prompt in prompts]
 
-    def _stand_ins(self, job: JobFiles, ref: ShardRef) -> list[PromptRequest]:
-        """The prompts of an input that is gone: their indexes are all that is known.
-
-        A shard may hold fewer than `shard_size`, so the nearest that are left say where the gap
-        begins and ends; the shards of a gap share out its indexes, each of them once.
-        """
+    def _to_give_up(self, job: JobFiles, claim: Claim) -> list[PromptRequest]:
         manifest = job.find_manifest()
         if manifest is None:
             return []
-        left = set(self._store.children(keys.input_prefix(job.job_id, manifest.submission)))
-        there = [name for name in manifest.shard_names() if f"{name}.jsonl" in left]
-        before = max((name for name in there if name < ref.shard), default=None)
-        after = min((name for name in there if name > ref.shard), default=None)
-        begin, end, place = 0, manifest.num_prompts, int(ref.shard)
-        size = manifest.options.shard_size
-        if before is not None:
-            found = [p.index for p in self._load(manifest, ShardRef(job.job_id, before))]
-            begin = 1 + max(found, default=size * (int(before) + 1) - 1)
-            place -= int(before) + 1
-        if after is not None:
-            found = [p.index for p in self._load(manifest, ShardRef(job.job_id, after))]
-            end = min(found, default=end)
-        first = begin + place * size
-        return [PromptRequest(index=index) for index in range(first, min(first + size, end))]
+        if claim.attempt <= self._max_attempts + 1:  # else it may die of reading them
+            with suppress(NotFoundError):
+                return self._load(manifest, claim)
+        return stand_ins(self._store, manifest, claim.ref.shard)
 
     def _write(self, ref: ShardRef, results: list[PromptResult]) -> None:
         key = keys.output_shard(ref.job_id, ref.shard)
@@ -262,18 +261,11 @@ class ShardRunner:
         if not created:
             logger.info("another worker's output for this shard was first; ours is discarded")
 
-    def _mark_done(self, ref: ShardRef) -> None:
+    def _marked_done(self, ref: ShardRef) -> bool:
+        """True when it was the last of its job."""
         num_ok, num_failed = JobFiles(self._store, ref.job_id).count(ref.shard)
         logger.info("shard done: %d answered, %d failed", num_ok, num_failed)
-        self._on_done(ref, self._ledger.finish(ref, num_ok, num_failed))
-
-
-def _parsed(line: bytes, index: int) -> PromptRequest:
-    try:
-        return PromptRequest.model_validate_json(line)
-    except ValidationError as e:
-        message = f"the stored prompt is damaged: {e.errors()[0]['msg']}"
-        return PromptRequest(index=index, error=ErrorRecord(code="damaged", message=message))
+        return self._ledger.finish(ref, num_ok, num_failed)
 
 
 def _lines(results: list[PromptResult]) -> bytes:

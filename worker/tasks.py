@@ -2,12 +2,15 @@
 
 The thread pool has no kill switch and leaks its slot on MemoryError and SystemExit (celery#10462),
 so every body is wrapped. On a drain `Reject` requeues the message; everything else is acknowledged,
-and what went wrong is found by the reaper from leases and store.
+and what went wrong is found by the reaper from leases and store. A search is never sent again: its
+reply says what went wrong.
 """
 
 import functools
 import logging
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from celery import Celery
@@ -18,7 +21,7 @@ from ramole_core import messages
 from ramole_core.errors import InvalidInputError, NotFoundError, RamoleError, UnavailableError
 from ramole_core.jobs import checked_name
 from worker import requests
-from worker.ledger import Claim, ShardRef
+from worker.ledger import Claim, Ledger, ShardRef
 from worker.logs import working_on
 from worker.services import Services
 from worker.shards import ShardAbandonedError
@@ -68,27 +71,58 @@ def start_job(services: Services, job_id: str) -> None:
 
 
 def register_adapter(services: Services, upload_id: str) -> None:
-    """Accepts or refuses an upload."""
-    lock = f"{messages.KEY_PREFIX}lock:upload:{checked_name('upload', upload_id)}"
-    with working_on(upload=upload_id):
-        if not services.ledger.try_lock(lock, UPLOAD_LOCK_SECONDS):
-            return  # another worker is at it; should it die, the reaper sends it again
-        try:
-            tries = services.ledger.count_try(upload_id)
-            if tries > services.settings.max_attempts:
-                services.uploads.give_up(upload_id)
-            services.uploads.receive(upload_id)
-        except UnavailableError:
-            services.ledger.count_try(upload_id, -1)  # an outage is nobody's try
-            raise
-        finally:
-            services.ledger.unlock(lock)
+    """Accepts or refuses an upload, then those whose message found no turn free."""
+    checked_name("upload", upload_id)
+    with services.uploads.turn() as is_free:
+        if not is_free:
+            return  # it is in line: whose turn it is looks for it in the store
+        for each in services.uploads.line(upload_id):
+            if services.draining.is_set():
+                return
+            _receive(services, each)
 
 
 def answer(services: Services, request_id: str) -> None:
     """Answers a producer's request."""
     with working_on(request=checked_name("request", request_id)):
         requests.answer(request_id, services.store, services.encoders)
+
+
+def _receive(services: Services, upload_id: str) -> None:
+    lock = f"{messages.KEY_PREFIX}lock:upload:{upload_id}"
+    with working_on(upload=upload_id):
+        if not services.ledger.try_lock(lock, UPLOAD_LOCK_SECONDS):
+            return  # another worker is at it; should it die, the reaper sends it again
+        with _renewed(services.ledger, lock):
+            tries = services.ledger.count_try(upload_id)
+            try:
+                if tries > services.settings.max_attempts:
+                    services.uploads.give_up(upload_id)
+                services.uploads.receive(upload_id)
+            except UnavailableError:
+                services.ledger.count_try(upload_id, -1)  # an outage is nobody's try
+                raise
+
+
+@contextmanager
+def _renewed(ledger: Ledger, lock: str) -> Iterator[None]:
+    """The lock does not run out in the block, after which it is free."""
+    ended = threading.Event()
+
+    def renew() -> None:
+        while not ended.wait(UPLOAD_LOCK_SECONDS / 3):
+            with suppress(RedisError):  # who is faster in between looks at the upload too: no harm
+                ledger.unlock(lock)
+                ledger.try_lock(lock, UPLOAD_LOCK_SECONDS)
+
+    thread = threading.Thread(target=renew, name="upload-lock", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        ledger.unlock(lock)
 
 
 def _claimed(services: Services, ref: ShardRef) -> Claim | str:
@@ -111,7 +145,7 @@ def _guarded(body: Callable[..., None], services: Services) -> Callable[..., Non
         except (InvalidInputError, NotFoundError) as e:
             logger.error("message dropped: %s", e)
         except (UnavailableError, RedisError) as e:
-            logger.warning("%s failed and will be found by the reaper: %s", body.__name__, e)
+            logger.warning("%s failed: %s", body.__name__, e)
         except RamoleError as e:
             logger.error("%s failed: %s", body.__name__, e)
         except (MemoryError, SystemExit) as e:

@@ -1,8 +1,10 @@
 """Uploads on the worker's side: the full check, the vector, the new registry entry."""
 
 import logging
+import math
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -45,6 +47,25 @@ class UploadDesk:
         self._workdir = workdir
         self._turn = threading.BoundedSemaphore(MAX_AT_ONCE)
 
+    @contextmanager
+    def turn(self) -> Iterator[bool]:
+        """Whether one of MAX_AT_ONCE is free; if so it is the caller's until the block ends."""
+        is_free = self._turn.acquire(blocking=False)
+        try:
+            yield is_free
+        finally:
+            if is_free:
+                self._turn.release()
+
+    def line(self, upload_id: str) -> Iterator[str]:
+        """The upload, then one after the other those that wait by now, each once."""
+        seen: set[str] = set()
+        following: str | None = upload_id
+        while following is not None:
+            yield following
+            seen.add(following)
+            following = next((each for each in self.waiting(math.inf) if each not in seen), None)
+
     def receive(self, upload_id: str) -> Verdict:
         """Accepts or refuses one upload. May be called again for the same id at any time."""
 
@@ -54,17 +75,16 @@ class UploadDesk:
             except PromptError as e:
                 raise AdapterRefusedError("samples_not_embeddable", str(e)) from e
 
-        with self._turn:
-            self._registry.refresh()
-            verdict = receive(
-                upload_id,
-                self._store,
-                self._registry,
-                self._base,
-                self._limits,
-                describe,
-                self._workdir,
-            )
+        self._registry.refresh()
+        verdict = receive(
+            upload_id,
+            self._store,
+            self._registry,
+            self._base,
+            self._limits,
+            describe,
+            self._workdir,
+        )
         self._registry.refresh()
         logger.info("upload %s: %s@%s", verdict.status, verdict.name, verdict.version)
         return verdict

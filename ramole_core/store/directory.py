@@ -100,7 +100,11 @@ class DirectoryStore:
             folder = self._root / checked_key(prefix.rstrip("/"))
             if not folder.is_dir() or self._leads_outside(folder):
                 return []
-            return sorted(entry.name for entry in os.scandir(folder))
+            try:
+                return sorted(entry.name for entry in os.scandir(folder))
+            except (FileNotFoundError, NotADirectoryError):  # pruned a moment ago
+                self._check_root()
+                return []
 
     def delete(self, key: str) -> None:
         """See ObjectStore."""

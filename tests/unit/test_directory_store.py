@@ -1,6 +1,8 @@
 """What only a directory can do as a store: be taken away."""
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,3 +43,18 @@ def test_a_store_that_was_never_used_is_empty(tmp_path: Path) -> None:
     assert not store.exists("a") and list(store.entries("")) == []
     with pytest.raises(NotFoundError):
         store.get("a")
+
+
+def test_a_folder_that_is_pruned_while_it_is_listed_has_no_children(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = DirectoryStore(tmp_path / "store")
+    store.put("a/b", b"1")
+    store.put("c", b"1")
+
+    def pruned(folder: Path, listed: Any = os.scandir) -> Any:
+        store.delete("a/b")
+        return listed(folder)
+
+    monkeypatch.setattr(os, "scandir", pruned)
+    assert store.children("a/") == []

@@ -1,5 +1,7 @@
 """Journals of processes that died, and who is charged."""
 
+import errno
+import fcntl
 import subprocess
 import sys
 from pathlib import Path
@@ -21,8 +23,9 @@ import os, signal, sys
 from pathlib import Path
 from tests.unit.worker.test_deaths import *
 journal = Journal(Path(sys.argv[1]), "w1")
-embedding = {"": (), "one": (ONE,), "both": (ONE, TWO)}[sys.argv[2]]
+embedding = {"one": (ONE,), "both": (ONE, TWO)}.get(sys.argv[2], ())
 held = [journal.holding(ONE), journal.holding(TWO)]
+if sys.argv[2] == "loading": held.append(journal.preparing(ONE))
 for one in held: one.__enter__()
 journal.embedding("e", frozenset(embedding))
 running = {"": (), "alone": (PromptRef("j", 0, True),), "single": (P0,), "two": (P0, P1)}
@@ -42,8 +45,8 @@ class Ruling:
         for claim in (ONE, TWO):
             self.store.put(keys.attempt("j", claim.ref.shard, claim.attempt), b"{}")
 
-    def die(self, embedding: str, running: str) -> None:
-        words = [sys.executable, "-c", DYING, str(self.folder), embedding, running]
+    def die(self, preparing: str, running: str) -> None:
+        words = [sys.executable, "-c", DYING, str(self.folder), preparing, running]
         assert subprocess.run(words, timeout=60).returncode == -9
 
     @property
@@ -57,7 +60,7 @@ def ruling(tmp_path: Path) -> Ruling:
 
 
 @pytest.mark.parametrize(
-    ("embedding", "running", "alone", "beside", "pardoned"),
+    ("preparing", "running", "alone", "beside", "pardoned"),
     [
         ("", "two", {}, {0: 1, 1: 1}, {ONE, TWO}),
         ("", "alone", {0: 1}, {}, {ONE, TWO}),
@@ -66,18 +69,21 @@ def ruling(tmp_path: Path) -> Ruling:
         ("one", "two", {}, {0: 1, 1: 1}, {TWO}),
         ("both", "alone", {0: 1}, {}, {ONE, TWO}),  # they wait for quiet
         ("one", "", {}, {}, {TWO}),
+        ("loading", "single", {}, {0: 1}, {TWO}),
+        ("loading", "alone", {0: 1}, {}, {ONE, TWO}),
+        ("loading", "", {}, {}, {TWO}),
         ("", "", {}, {}, set()),  # nobody knows: every shard keeps its attempt
     ],
 )
 def test_who_is_charged_and_who_is_pardoned(
     ruling: Ruling,
-    embedding: str,
+    preparing: str,
     running: str,
     alone: dict[int, int],
     beside: dict[int, int],
     pardoned: set[Claim],
 ) -> None:
-    ruling.die(embedding, running)
+    ruling.die(preparing, running)
     ruling.coroner.look()
     assert (ruling.charges.alone, ruling.charges.beside) == (alone, beside)
     assert set(ruling.pardoned) == pardoned
@@ -111,9 +117,9 @@ def test_an_outage_in_the_middle_leaves_the_record_for_the_next_look(ruling: Rul
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{", '{"worker":"../x","claims":[],"embedding":[],"running":[]}',
-     '{"worker":"w","claims":[["j","0"]],"embedding":[],"running":[]}',
-     '{"worker":"w","claims":[],"embedding":[],"running":[["../j",1,false]]}'],
+    ["", "[]", "{", '{"worker":"../x","claims":[],"preparing":[],"running":[]}',
+     '{"worker":"w","claims":[["j","0"]],"preparing":[],"running":[]}',
+     '{"worker":"w","claims":[],"preparing":[],"running":[["../j",1,false]]}'],
 )  # fmt: skip
 def test_a_damaged_record_is_dropped(
     ruling: Ruling, text: str, caplog: pytest.LogCaptureFixture
@@ -138,8 +144,49 @@ def test_a_journal_that_cannot_be_written_stops_nothing(
     assert caplog.text.count("charged to whole shards") == 1
 
 
+def test_a_record_that_cannot_be_replaced_is_gone_and_nobody_is_charged_for_it(
+    ruling: Ruling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(ruling.folder, "w2")
+    journal.running(frozenset({P0}))
+    for error in (OSError(errno.ENOSPC, "the disk is full"), MemoryError()):
+
+        def full(*_: object, error: Exception = error) -> int:
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "write_text", full)
+            journal.running(frozenset({P1}))
+        assert [path.suffix for path in ruling.folder.iterdir()] == [LOCK]
+        journal.running(frozenset({P0}))
+    journal.close()
+    assert list(ruling.folder.iterdir()) == []
+
+
+def test_a_coroner_meets_no_lock_that_is_not_taken_yet(
+    ruling: Ruling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked = fcntl.flock
+
+    def late(file: int, how: int) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(fcntl, "flock", locked)
+            ruling.coroner.look()
+        locked(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    Journal(ruling.folder, "w2").running(frozenset({P0}))
+    monkeypatch.undo()
+    ruling.coroner.look()
+    assert {path.suffix for path in ruling.folder.iterdir()} == {LOCK, RECORD}
+    assert not ruling.charges.is_suspect(0)
+
+
 def test_foreign_objects_among_the_deaths_charge_nobody(ruling: Ruling) -> None:
-    for name in ("x/alone-w.json", "0/other-w.json", "7"):
+    for name in (
+        "x/alone-w.json", "0/other-w.json", "7", "0/alone-w.json/x", "0/alone-input/input/x",
+        "0/alone-a/b.json", "00/alone-w.json", "0/alone", "0/alone-w",
+    ):  # fmt: skip
         ruling.store.put(keys.deaths("k") + name, b"{}")
     charges = charges_of(ruling.store, "k")
     assert not charges.is_suspect(0) and charges.error(0, 1) is None

@@ -4,19 +4,15 @@ import json
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from celery.exceptions import Reject
 
 from ramole_core import keys, messages
 from ramole_core.adapters.base_info import BaseInfo
-from ramole_core.adapters.gate import Limits
 from ramole_core.adapters.ref import AdapterRef
 from ramole_core.adapters.registry import Registry
-from ramole_core.adapters.verdict import read_verdict
 from ramole_core.errors import (
     ConfigError,
     NotFoundError,
@@ -29,15 +25,12 @@ from ramole_core.settings import Settings
 from ramole_core.store.directory import DirectoryStore
 from tests.servers import wait_until
 from tests.unit.worker.world import FakeEncoder, World, fake_embed, make_world, put_job
-from worker import tasks
 from worker.announce import announce_base
 from worker.deaths import Coroner
 from worker.encoding import EncoderService, _Call, embedding_for
 from worker.housekeeping import Housekeeper
 from worker.ledger import Claim, ShardRef
 from worker.requests import answer
-from worker.tasks import register_adapter
-from worker.uploads import UploadDesk
 
 
 @pytest.fixture
@@ -93,6 +86,39 @@ def test_a_text_that_breaks_the_encoder_fails_its_own_call_only(encoder: FakeEnc
     service.stop()
 
 
+def test_a_panic_fails_its_call_and_leaves_the_service_alive(encoder: FakeEncoder) -> None:
+    class Panic(BaseException):
+        pass
+
+    def panic(texts: list[str]) -> Any:
+        raise Panic("in Rust code")
+
+    well, encoder.encode = encoder.encode, panic  # type: ignore[method-assign]
+    service = EncoderService(encoder)  # type: ignore[arg-type]
+    service._queue.put(_Call(["a"], threading_future(), None))
+    service._queue.put(_Call(["b"], failed := threading_future(), None))
+    service.start()
+    with pytest.raises(PromptError, match="Panic"):
+        failed.result(10)
+    encoder.encode = well  # type: ignore[method-assign]
+    assert np.array_equal(service.encode(["c"]), fake_embed(["c"]))
+    service.stop()
+
+
+def test_shards_begun_before_are_embedded_on_their_own(encoder: FakeEncoder) -> None:
+    service = EncoderService(encoder)  # type: ignore[arg-type]
+    futures = []
+    for text, attempt in (("a", 1), ("b", 2), ("c", 1), ("d", 3), ("e", 0)):
+        owner = Claim(ShardRef("j", text), attempt, "w:1", False) if attempt else None
+        futures.append(threading_future())
+        service._queue.put(_Call([text], futures[-1], owner))
+    service.start()
+    for text, future in zip("abcde", futures, strict=True):
+        assert np.array_equal(future.result(10), fake_embed([text]))
+    service.stop()
+    assert encoder.calls == [["a", "c", "e"], ["b"], ["d"]]
+
+
 def threading_future() -> Any:
     from concurrent.futures import Future
 
@@ -131,6 +157,28 @@ def test_leases_are_renewed_while_the_engine_moves_and_a_stuck_process_ends(
         world.leases.beat()
         assert world.leases.is_lost(claim)
     assert not world.leases.is_lost(claim)
+
+
+def test_whatever_goes_wrong_in_a_beat_there_is_a_next_one(
+    tmp_path: Path,
+    redis_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    world = make_world(tmp_path, redis_url, lease_seconds=0.03)
+    beats: list[object] = []
+
+    def renew(claims: object) -> list[ShardRef]:
+        beats.append(claims)
+        if len(beats) == 1:
+            raise RuntimeError("anything that is no RedisError")
+        return []
+
+    monkeypatch.setattr(world.ledger, "renew", renew)
+    world.leases.start()
+    wait_until(lambda: len(beats) > 1)
+    world.leases.stop()
+    assert "anything that is no RedisError" in caplog.text
 
 
 class FakeUploads:
@@ -220,6 +268,27 @@ def test_a_search_is_answered_and_a_bad_one_gets_its_error(world: World) -> None
     assert not store.exists(keys.reply("gone"))
 
 
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (StoreUnavailableError("down"), "store_unavailable"),
+        (NotFoundError("its vector is gone"), "not_found"),
+        (RuntimeError("bug"), "error"),
+    ],
+)
+def test_a_search_that_fails_says_so_as_nobody_sends_it_again(
+    world: World, monkeypatch: pytest.MonkeyPatch, error: Exception, code: str
+) -> None:
+    def search(queries: object) -> None:
+        raise error
+
+    monkeypatch.setattr(world.encoders, "search", search)
+    world.store.put(keys.request("r1"), b'{"kind": "search", "text": "abc"}')
+    answer("r1", world.store, world.encoders)
+    found = json.loads(world.store.get(keys.reply("r1")))["error"]
+    assert found["code"] == code and str(error) in found["message"]
+
+
 def base(name: str = "b", width: int = 4, aliases: tuple[str, ...] = ()) -> BaseInfo:
     return BaseInfo(name=name, aliases=aliases, targets={"q": (width, 4)}, context_tokens=8)
 
@@ -260,6 +329,16 @@ def test_a_broken_job_keeps_no_other_job_and_no_upload_waiting(world: World) -> 
     assert world.ledger.finalising() == []
 
 
+def test_a_job_that_cannot_be_read_is_logged_once(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    put_job(world.store, "j", [PromptRequest(index=0, prompt="a")])
+    world.store.put(keys.manifest("j"), b'{"from": "a newer version"}')
+    for _ in range(3):
+        world.desk.scan()
+    assert caplog.text.count("the job cannot be read") == 1
+
+
 def test_a_cancellation_whose_message_was_lost_is_found(world: World) -> None:
     put_job(world.store, "j", [PromptRequest(index=0, prompt="a")])
     world.desk.start("j")
@@ -268,77 +347,6 @@ def test_a_cancellation_whose_message_was_lost_is_found(world: World) -> None:
     housekeeper(world, FakeUploads(), []).reap()
     assert world.sent == [] and world.ledger.is_cancelled("j")
     assert not world.store.exists(keys.live("j")) and not world.store.exists(keys.cancelling("j"))
-
-
-def test_an_upload_that_breaks_its_worker_each_time_is_given_up(
-    tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    world = make_world(tmp_path, redis_url)
-    upload_file = keys.staging("u-1") + "upload.json"
-    world.store.put(upload_file, b"{}")
-    limits = Limits(max_adapter_bytes=1 << 20, max_adapter_rank=8)
-    desk = UploadDesk(world.store, Registry(world.store), base(), limits, world.encoders, tmp_path)
-    services = SimpleNamespace(
-        ledger=world.ledger, uploads=desk, settings=Settings.load({}, max_attempts=2)
-    )
-    monkeypatch.setattr("worker.uploads.receive", lambda *_: 1 / 0)
-    for _ in range(2):
-        with pytest.raises(ZeroDivisionError):
-            register_adapter(services, "u-1")  # type: ignore[arg-type]
-    monkeypatch.undo()
-    register_adapter(services, "u-1")  # type: ignore[arg-type]
-    verdict = read_verdict(world.store, "u-1")
-    assert verdict is not None and verdict.error is not None
-    assert verdict.error.reason == "given_up"
-    assert not world.store.exists(upload_file)
-
-
-def test_an_outage_is_no_try_of_an_upload(
-    tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    world = make_world(tmp_path, redis_url)
-
-    def away(_: str) -> None:
-        raise StoreUnavailableError("down")
-
-    services = SimpleNamespace(
-        ledger=world.ledger, uploads=SimpleNamespace(receive=away), settings=Settings.load({})
-    )
-    for _ in range(9):
-        with pytest.raises(StoreUnavailableError):
-            register_adapter(services, "u-1")  # type: ignore[arg-type]
-    assert world.ledger.count_try("u-1") == 1
-
-
-def test_only_complete_uploads_with_a_proper_id_wait(tmp_path: Path) -> None:
-    store = DirectoryStore(tmp_path)
-    for key in ("u-1/upload.json", "u-2/adapter_config.json", "a b/upload.json"):
-        store.put(keys.STAGING + key, b"{}")
-    desk = UploadDesk(store, Registry(store), base(), None, None, tmp_path)  # type: ignore[arg-type]
-    assert desk.waiting(time.time() + 60) == ["u-1"]
-    assert desk.waiting(time.time() - 60) == []
-
-
-@pytest.mark.parametrize("error", [MemoryError(), SystemExit(3), ValueError("bug")])
-def test_no_error_of_a_task_leaves_its_thread_hanging(error: BaseException) -> None:
-    def body(services: object, job_id: str) -> None:
-        raise error
-
-    services = SimpleNamespace(draining=threading.Event())
-    task = tasks._guarded(body, services)  # type: ignore[arg-type]
-    if isinstance(error, ValueError):
-        task("j")  # logged; the lease runs out
-    else:
-        with pytest.raises(RuntimeError, match=type(error).__name__):
-            task("j")
-
-
-def test_a_draining_worker_hands_messages_back_at_once() -> None:
-    services = SimpleNamespace(draining=threading.Event())
-    services.draining.set()
-    with pytest.raises(Reject) as caught:
-        tasks._guarded(lambda *_: None, services)("j")  # type: ignore[arg-type]
-    assert caught.value.requeue
 
 
 def test_whose_texts_are_embedded_is_known_before_and_over_after() -> None:

@@ -1,8 +1,10 @@
 """How a shard ends before all its prompts are answered: cancelled, too slow, with a killer in it,
 or by a Redis that is away or lost it."""
 
+import json
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kombu.exceptions import OperationalError
@@ -11,10 +13,14 @@ from redis import Redis
 from ramole_core import keys
 from ramole_core.engine.request import Generation
 from ramole_core.errors import BrokerUnavailableError, PromptError
+from ramole_core.jobs import PromptRequest
 from ramole_core.settings import Settings
+from ramole_core.store.base import get_json
 from tests.servers import wait_until
 from tests.unit.worker.world import World, make_world, start
+from worker import shards
 from worker.dispatcher import Dispatcher
+from worker.inputs import parse
 from worker.journal import PromptRef
 
 
@@ -38,6 +44,71 @@ def test_what_is_answered_of_a_cancelled_job_is_kept(world: World) -> None:
     kept, cut = world.results("j")
     assert kept.text == "kept" and cut.error is not None
     assert (cut.error.code, cut.error.message) == ("cancelled", "the job was cancelled")
+
+
+def test_a_heartbeat_between_the_cancel_and_the_look_loses_nothing(world: World) -> None:
+    start(world, "a", "b")
+    world.engine.hold = True
+    thread = threading.Thread(target=world.run_next)
+    thread.start()
+    wait_until(lambda: len(world.engine.held) == 2)
+    world.engine.held[0].set_result(Generation("kept", "stop", 1, 1, ()))
+    world.engine.held[1].set_running_or_notify_cancel()
+    world.ledger.cancel("j")
+    world.leases.beat()
+    wait_until(lambda: world.engine.held[1].unwanted)
+    world.engine.held[1].set_exception(PromptError("cancelled", "as the engine says it"))
+    thread.join(timeout=10)
+    assert [r.text for r in world.results("j")] == ["kept", None]
+
+
+def test_a_shard_is_in_the_journal_and_its_process_not_quiet_while_it_is_prepared(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(world, "a", "b")
+    world.store.put(keys.death("j", 0, "beside-w0"), b"{}")
+    seen: list[tuple[str, bool, list[list[object]]]] = []
+
+    def look(what: str) -> None:
+        listed = json.loads(world.journal.read_text())["preparing"]
+        seen.append((what, world.quiet.locked(), listed))
+
+    def read(*given: Any) -> list[PromptRequest]:
+        look("input")
+        return parse(*given)
+
+    monkeypatch.setattr(shards, "parse", read)
+    world.engine.on_submit = lambda request: look(str(request.prompt))
+    world.run_next()
+    listed = [["j", "00000", 1, "w1:1"]]
+    assert seen == [
+        ("input", True, listed),
+        ("b", True, listed), ("a", False, listed),  # the suspect last: it was tokenised before
+    ]  # fmt: skip
+    assert json.loads(world.journal.read_text())["preparing"] == []
+    assert [r.text for r in world.results("j")] == ["A", "B"]
+
+
+def test_nothing_is_prepared_while_a_prompt_runs_alone(world: World) -> None:
+    start(world, "a")
+    world.quiet.acquire()
+    thread = threading.Thread(target=world.run_next, daemon=True)
+    thread.start()
+    wait_until(lambda: world.journal.exists() and '"preparing": [["j"' in world.journal.read_text())
+    assert not world.engine.requests
+    world.quiet.release()
+    thread.join(timeout=10)
+    assert world.results("j")[0].text == "A"
+
+
+def test_an_error_behind_the_last_shard_is_no_error_of_the_shard(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(world, "a")
+    monkeypatch.setattr(world.desk, "finalise", lambda job_id: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        world.run_next()
+    assert get_json(world.store, keys.attempt("j", "00000", 1))["error"] is None
 
 
 def test_a_shard_that_takes_too_long_fails_what_is_left(tmp_path: Path, redis_url: str) -> None:

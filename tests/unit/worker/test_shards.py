@@ -1,6 +1,5 @@
 """A shard's life: answered in order, done once, let go cleanly, given up at last."""
 
-import itertools
 import json
 import threading
 from pathlib import Path
@@ -11,9 +10,9 @@ from redis import ConnectionError as RedisConnectionError
 from ramole_core import keys
 from ramole_core.adapters.ref import AdapterRef
 from ramole_core.engine.request import Expert, Generation, GenerationFuture, GenerationRequest
-from ramole_core.errors import NotFoundError, StoreUnavailableError, TooLargeError
+from ramole_core.errors import StoreUnavailableError, TooLargeError
+from ramole_core.job_files import JobFiles
 from ramole_core.jobs import ErrorRecord, Finished, JobState, PromptRequest
-from ramole_core.store.base import get_json, to_json
 from ramole_core.store.directory import DirectoryStore
 from tests.servers import wait_until
 from tests.unit.worker.world import World, make_world, prompts, put_job, start
@@ -257,45 +256,6 @@ def test_a_text_that_the_encoder_cannot_take_fails_alone(world: World) -> None:
     assert [r.error and r.error.code for r in world.results("j")] == [None, "encoder_failed", None]
 
 
-def test_a_shard_whose_input_is_gone_still_ends_its_job(tmp_path: Path, redis_url: str) -> None:
-    world = make_world(tmp_path, redis_url, lease_seconds=0)
-    start(world, "a", "b")
-    world.store.delete(keys.input_shard("j", "s1", "00000"))
-    for _ in range(3):
-        claim = world.ledger.claim(ShardRef("j", "00000"), 3)
-        assert isinstance(claim, Claim)
-        with pytest.raises(NotFoundError):
-            world.runner.run(claim)
-    world.run_next()
-    final = Finished.model_validate_json(world.store.get(keys.finished("j")))
-    assert (final.num_ok, final.num_failed) == (0, 2)
-    assert [r.index for r in world.results("j")] == [0, 1]
-    assert all(r.error and "is not in the store" in r.error.message for r in world.results("j"))
-
-
-@pytest.mark.parametrize("lost", ["0", "1", "4", "01", "23", "124", "0134", "01234"])
-def test_every_prompt_of_lost_inputs_has_one_record(
-    lost: str, tmp_path: Path, redis_url: str
-) -> None:
-    """Of shards of at most 3 prompts, some smaller."""
-    world = make_world(tmp_path, redis_url)
-    shards, index = [2, 3, 1, 3, 1], itertools.count()
-    put_job(world.store, "j", prompts(*"abcdefghij"), shard_size=2)
-    manifest = get_json(world.store, keys.manifest("j"))
-    manifest["options"]["shard_size"] = 3
-    world.store.put(keys.manifest("j"), to_json(manifest))
-    for number, size in enumerate(shards):
-        lines = [PromptRequest(index=next(index)).model_dump_json() for _ in range(size)]
-        world.store.put(keys.input_shard("j", "s1", f"{number:05d}"), "\n".join(lines).encode())
-    for number in lost:
-        world.store.delete(keys.input_shard("j", "s1", f"0000{number}"))
-    for number in range(len(shards)):
-        claim = Claim(ShardRef("j", f"{number:05d}"), 4, "w1:4", exhausted=True)
-        world.runner.run(claim)
-    found = [r.index for n in range(len(shards)) for r in world.results("j", f"{n:05d}")]
-    assert found == list(range(10))
-
-
 def test_the_reason_of_the_last_attempt_stands_in_the_errors(
     tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -383,3 +343,19 @@ def test_a_foreign_file_among_the_outputs_ends_no_job_early(world: World) -> Non
     world.run_next()
     final = Finished.model_validate_json(world.store.get(keys.finished("j")))
     assert (final.num_ok, final.num_failed) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["output/00000.jsonl/input/x", "output/00000.jsonl/x.jsonl", "attempts/00000/cancelled.json",
+     "attempts/00000/1.json/x", "attempts/00000/01.json", "attempts/1.json"],
+)  # fmt: skip
+def test_a_foreign_object_makes_no_shard_look_done_and_no_attempt_begun(
+    world: World, name: str
+) -> None:
+    world.store.put(keys.job("j") + name, b"{}")
+    job = JobFiles(world.store, "j")
+    assert not job.finished_shards() and not job.attempts() and not job.begun()
+    start(world, "a")
+    claim = world.ledger.claim(ShardRef("j", "00000"), 3)
+    assert isinstance(claim, Claim) and claim.attempt == 1

@@ -22,7 +22,7 @@ from ramole_core.store import ObjectStore
 from ramole_core.store.directory import DirectoryStore
 from worker.dispatcher import Dispatcher
 from worker.encoders import Encoders
-from worker.journal import Journal
+from worker.journal import RECORD, Journal
 from worker.leases import LeaseKeeper
 from worker.ledger import Ledger, ShardRef
 from worker.lifecycle import JobDesk
@@ -115,6 +115,8 @@ class World:
     dispatcher: Dispatcher
     leases: LeaseKeeper
     draining: threading.Event
+    journal: Path
+    quiet: threading.Lock
     sent: list[tuple[str, list[str]]] = field(default_factory=list)
 
     def results(self, job_id: str, shard: str = "00000") -> list[PromptResult]:
@@ -139,7 +141,8 @@ def make_world(
     registry = Registry(store)
     engine = FakeEngine()
     leases = LeaseKeeper(ledger, lease_seconds, lambda: True, lambda: None)
-    draining = threading.Event()
+    draining, quiet = threading.Event(), threading.Lock()
+    journal = folder / "journals"
     encoders = changes.get("encoders") or Encoders(
         store,
         registry,
@@ -169,10 +172,14 @@ def make_world(
         engine,  # type: ignore[arg-type]
         draining,
         on_done,
-        Journal(folder / "journals", worker),
+        Journal(journal, worker),
+        quiet,
         changes.get("settings") or Settings(),
     )
-    return World(store, ledger, engine, encoders, runner, desk, dispatcher, leases, draining, sent)
+    return World(
+        store, ledger, engine, encoders, runner, desk, dispatcher, leases, draining,
+        journal / f"{worker}{RECORD}", quiet, sent,
+    )  # fmt: skip
 
 
 def put_job(
