@@ -26,6 +26,7 @@ REPLY_SECONDS: Final = 30.0
 # As the worker has them.
 MAX_SEARCH_CHARS: Final = 1 << 20
 MAX_SEARCH_K: Final = 1000
+_OUTAGES: Final = {UnavailableError.code, StoreUnavailableError.code}
 
 
 class Match(Wire):
@@ -79,8 +80,9 @@ def search(
         with suppress(StoreUnavailableError):  # a producer's key need not be allowed to delete
             store.delete(keys.request(request_id))
             store.delete(keys.reply(request_id))
-    if reply.get("error"):
-        raise InvalidInputError(f"search: {reply['error']['message']}")
+    if error := reply.get("error"):
+        kind = UnavailableError if error["code"] in _OUTAGES else InvalidInputError
+        raise kind(f"search: {error['message']}")
     return [Match.model_validate(match) for match in reply["adapters"]]
 
 

@@ -193,10 +193,14 @@ def test_a_search_without_workers_or_answer_ends(world: World) -> None:
         world.client.search("text")
 
 
-def test_a_refused_search_says_why(world: World) -> None:
-    error = {"code": "invalid_input", "message": "k: too large"}
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [("invalid_input", InvalidInputError), ("store_unavailable", UnavailableError)],
+)
+def test_a_search_that_fails_says_why(world: World, code: str, kind: type[Exception]) -> None:
+    error = {"code": code, "message": "k: too large"}
     world.broker.on_send = lambda m: world.store.put(keys.reply(m[1]), to_json({"error": error}))
-    with pytest.raises(InvalidInputError, match="k: too large"):
+    with pytest.raises(kind, match="k: too large"):
         world.client.search("text")
 
 
