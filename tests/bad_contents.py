@@ -169,7 +169,7 @@ config_case(
 config_case(
     "alpha_pattern_looks_back", "unsafe_pattern", alpha_pattern={"(?<=q)_proj": 2, "v_proj": 2}
 )
-config_case("alpha_huge", "bad_config", lora_alpha=1e7)
+config_case("alpha_huge", "bad_config", lora_alpha=1.1e6)
 config_case("alpha_a_list", "bad_config", lora_alpha=[8])
 config_case("layer_pattern_a_regex", "bad_config", layers_to_transform=[0], layers_pattern="(a+)+")
 config_case("layers_of_texts", "bad_config", layers_to_transform=["0"])

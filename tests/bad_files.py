@@ -57,7 +57,7 @@ class Execute:
         return (os.mkdir, (str(self._path),))
 
 
-for _suffix in ("bin", "pt", "pth", "pkl", "PICKLE", "ckpt", "joblib", "npz"):
+for _suffix in ("bin", "pt", "pth", "pkl", "PICKLE", "ckpt", "joblib", "dill", "npy", "npz"):
 
     @bad(f"pickle_as_{_suffix}", "pickle_file")
     def _(folder: Path, suffix: str = _suffix) -> None:

@@ -3,11 +3,16 @@
 `python -m tests.measured adapters FOLDER` judges the folders that `FOLDER/cases.json` names, as the
 producer does and as a worker does that finds them in staging; `python -m tests.measured bombs`
 gives the large inputs of BOMBS to their parsers. Prints one JSON line per case. An audit hook notes
-whatever would run code, reach the network or open a file outside the folder.
+whatever would run code, reach the network or open a file outside the folder; DEEDS are there to be
+seen by it. What hangs ends the process, which then says where.
 """
 
+import faulthandler
 import json
+import os
+import pickle
 import re
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +25,15 @@ FORBIDDEN = re.compile(
     r"exec|compile|import|ctypes\.|pickle\.|marshal\.|code\.|subprocess\."
     r"|os\.(system|exec|fork|posix_spawn)|socket\.|urllib\.|http\.|ftplib\.|os\.(chmod|chown|symlink|putenv)"
 )
+HANG_SECONDS = 60  # of the clock on the wall, for one case
+DEEDS: dict[str, Callable[[], object]] = {
+    "unpickles": lambda: pickle.loads(pickle.dumps(Path)),  # noqa: S301
+    "executes": lambda: exec("pass"),
+    "starts a program": lambda: os.system("true"),
+    "imports": lambda: __import__("colorsys"),
+    "connects": lambda: socket.socket().close(),
+    "opens elsewhere": lambda: Path("/etc/passwd").read_bytes(),
+}
 BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "jsonl: two million messages": (
         "jsonl", lambda: b'{"messages":[' + b"{}," * 2_300_000 + b"{}]}",
@@ -111,8 +125,10 @@ def measured(run: Callable[[], object], watch: Watch) -> dict[str, Any]:
     """Seconds of work, megabytes above what was there before, what was seen."""
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
     before, begin = _status("VmRSS"), time.process_time()  # the machine may be busy with others
+    faulthandler.dump_traceback_later(HANG_SECONDS, exit=True)
     with watch.on():
         answer = run()
+    faulthandler.cancel_dump_traceback_later()
     seconds = time.process_time() - begin
     megabytes = (_status("VmHWM") - before) / 1024
     return {"seconds": seconds, "megabytes": megabytes, "seen": list(watch.seen), "answer": answer}
@@ -155,6 +171,9 @@ def adapters(folder: Path) -> None:
             found = measured(partial(judge, case), watch)
             if number:
                 print(json.dumps({"case": case, "side": side} | found), flush=True)
+    for name, deed in DEEDS.items():
+        found = measured(deed, watch) | {"answer": ""}
+        print(json.dumps({"case": name, "side": "deed"} | found), flush=True)
 
 
 def bombs() -> None:

@@ -2,7 +2,8 @@
 
     python -m tests.integration.dying_worker POINT MARKER_FILE
 
-The marker file is made before the death, so that the restarted worker lives.
+The marker file is made before the death, so that the restarted worker lives. While it is there,
+nobody dies.
 """
 
 import os
@@ -32,9 +33,9 @@ def arm(point: str, marker: Path) -> None:
 
     def deadly(self: Any, *args: Any, **kwargs: Any) -> Any:
         nonlocal calls
-        busy = point != "generating" or not self.idle
-        calls += busy
-        if busy and calls >= (10 if point == "generating" else 1) and not marker.exists():
+        due = not marker.exists() and (point != "generating" or not self.idle)
+        calls += due
+        if due and calls >= (10 if point == "generating" else 1):
             marker.write_text(str(os.getpid()))
             os.kill(os.getpid(), signal.SIGKILL)
         return original(self, *args, **kwargs)

@@ -1,23 +1,29 @@
 """A worker whose surroundings fail on command: python -m tests.integration.faulty_worker FOLDER
 
 While FOLDER/disk exists, its first line names a folder below which the disk is full. As long as
-FOLDER/memory has lines, each shard that is loaded takes one away and runs out of memory.
+FOLDER/memory has lines, each shard that is loaded takes one away and runs out of memory. While
+FOLDER/blind exists, the worker brings no job back that Redis has lost: it neither looks for one nor
+finds one by a message that it has in hand.
 """
 
 import errno
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 from worker.__main__ import main
+from worker.ledger import Ledger
+from worker.lifecycle import JobDesk
 from worker.shards import ShardRunner
 
 
 def arm(folder: Path) -> None:
     """Replaces what the operating system and the memory would refuse."""
-    disk, memory = folder / "disk", folder / "memory"
+    disk, memory, blind = folder / "disk", folder / "memory", folder / "blind"
     open_path, make_folder, link, load = Path.open, os.mkdir, os.link, ShardRunner._load
+    scan, claim, taking = JobDesk.scan, Ledger.claim, threading.Lock()
 
     def check(path: Any) -> None:
         if disk.exists() and str(path).startswith(disk.read_text()):
@@ -37,15 +43,25 @@ def arm(folder: Path) -> None:
         link(source, target)
 
     def loaded(self: ShardRunner, *args: Any) -> Any:
-        lines = memory.read_text().splitlines() if memory.exists() else []
-        if lines:
-            memory.write_text("\n".join(lines[1:]))
-            raise MemoryError
+        with taking:
+            lines = memory.read_text().splitlines() if memory.exists() else []
+            if lines:
+                memory.write_text("\n".join(lines[1:]))
+                raise MemoryError
         return load(self, *args)
+
+    def scanned(self: JobDesk) -> None:
+        if not blind.exists():
+            scan(self)
+
+    def claimed(self: Ledger, *args: Any) -> Any:
+        found = claim(self, *args)
+        return "busy" if found == "unknown" and blind.exists() else found
 
     Path.open = opened  # type: ignore[method-assign, assignment]
     os.mkdir, os.link = made, linked  # type: ignore[assignment]
-    ShardRunner._load = loaded  # type: ignore[method-assign]
+    ShardRunner._load, JobDesk.scan = loaded, scanned  # type: ignore[method-assign]
+    Ledger.claim = claimed  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -26,10 +26,15 @@ def test_a_job_survives_the_death_of_its_worker(point: str, home: Path, tmp_path
     marker = tmp_path / "died"
     up = [sys.executable, "-m", "tests.integration.run_up",
           "-m", "tests.integration.dying_worker", point, str(marker)]  # fmt: skip
+    marker.touch()  # nobody dies yet
     with running_system(home, up) as system:
         system.upload_zoo(*ADAPTERS)
         prompts = [record["prompt"] for record in zoo_prompts(40)]
         client = system.client
+        undisturbed = client.submit(prompts, shard_size=10, max_new_tokens=24)
+        client.wait(undisturbed.job_id, timeout_seconds=60)
+        wanted = list(map(essence, client.results(undisturbed.job_id)))
+        marker.unlink()
         job = client.submit(prompts, shard_size=10, max_new_tokens=24)
         wait_until(marker.exists, 30, f"the worker to die at {point!r}")
         began = time.monotonic()
@@ -40,6 +45,4 @@ def test_a_job_survives_the_death_of_its_worker(point: str, home: Path, tmp_path
         assert [r.index for r in results] == list(range(40))
         outputs = [e.key for e in client.store.entries(keys.outputs(job.job_id))]
         assert len(outputs) == len(set(outputs)) == 4
-        undisturbed = client.submit(prompts, shard_size=10, max_new_tokens=24)
-        client.wait(undisturbed.job_id, timeout_seconds=60)
-        assert list(map(essence, results)) == list(map(essence, client.results(undisturbed.job_id)))
+        assert list(map(essence, results)) == wanted

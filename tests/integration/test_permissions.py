@@ -108,6 +108,57 @@ def test_a_producer_neither_reads_the_ledger_nor_takes_out_nor_deletes(
         guarded.redis("producer").execute_command(*command.split())
 
 
+WITHOUT_KEYS = {
+    "auth", "echo", "hello", "info", "ping", "quit", "select", "wait", "waitaof",
+    "client|caching", "client|capa", "client|import-source", "client|no-touch", "client|reply",
+    "client|setinfo", "client|setname", "command|docs", "command|getkeys",
+    "command|getkeysandflags", "command|info", "command|list",
+}  # fmt: skip
+PRODUCERS = {
+    CONTROL: {"llen", "lpush"},
+    f"{CONTROL}\x06\x165": {"llen"},  # of another priority
+    "ramole:celery:_kombu.binding.control": {"sadd"},
+    "ramole:celery:_kombu.binding_permanent.control": {"sadd"},
+    messages.progress("j"): {"hgetall"},
+    messages.WORKERS: {"zrangebyscore"},
+    messages.worker("w"): {"get"},
+    SHARDS: set(),
+    "ramole:celery:unacked": set(),
+    "ramole:celery:_kombu.binding.shards": set(),
+    "ramole:job:j:attempts": set(),
+    "ramole:owners": set(),
+    "ramole:known": set(),
+}
+
+
+def allowed(admin: Any, role: str, key: str) -> set[str]:
+    """Every command that the server lets the role give with this key, by ACL DRYRUN: the key in
+    all places, or behind one or two numbers."""
+    names = admin.execute_command("COMMAND LIST")
+    tried = [
+        (name, ["1"] * numbers + [key] * (count - numbers))
+        for name in names
+        for numbers in range(3)
+        for count in range(numbers + 1, 6)
+    ]
+    with admin.pipeline(transaction=False) as pipe:
+        for name, words in tried:
+            pipe.execute_command("ACL DRYRUN", role, *name.split("|"), *words)
+        said = pipe.execute(raise_on_error=False)
+    return {name for (name, _), answer in zip(tried, said, strict=True) if answer == "OK"}
+
+
+def test_a_producer_does_with_our_keys_what_it_needs_and_nothing_else(guarded: Guarded) -> None:
+    admin = guarded.redis("admin")
+    version = admin.info("server")["redis_version"]
+    if int(version.split(".")[0]) < 7:
+        pytest.skip(f"Redis {version} has no ACL DRYRUN")
+    without_keys = allowed(admin, "producer", "somebody's")
+    assert without_keys <= WITHOUT_KEYS
+    found = {key: allowed(admin, "producer", key) - without_keys for key in PRODUCERS}
+    assert found == PRODUCERS
+
+
 @pytest.mark.parametrize("script", ["return 1", f"return redis.call('DEL', '{CONTROL}')"])
 def test_a_producer_runs_no_script(guarded: Guarded, script: str) -> None:
     with pytest.raises(NoPermissionError):
@@ -242,19 +293,22 @@ def test_what_is_no_message_of_ours_is_dropped_and_the_worker_lives(guarded: Gua
         envelope("celery.backend_cleanup", []),
         envelope("celery.chain", []),
         envelope("os.system", ["true"]),
+        envelope(messages.START_JOB, ["j", "k", "l"]),
+        *more_than_ids(),
+    ]
+    no_ids = [
         envelope(messages.START_JOB, ["../../etc/passwd"]),
         envelope(messages.START_JOB, [{"job_id": "j"}]),
-        envelope(messages.START_JOB, ["j", "k", "l"]),
+        envelope(messages.RUN_SHARD, ["../j", "00000"]),
         envelope(messages.RUN_SHARD, ["j", "/etc/passwd"]),
         envelope(messages.REGISTER_ADAPTER, ["s3://elsewhere/adapter"]),
         envelope(messages.ANSWER, ["../replies/x"]),
-        *more_than_ids(),
     ]
     with guarded.worker("dropped") as process:
         await_worker(client)
         admin = guarded.redis("admin")
         for queue in (CONTROL, SHARDS):
-            admin.lpush(queue, *no_messages, *refused)
+            admin.lpush(queue, *no_messages, *refused, *no_ids)
         prompts = [record["prompt"] for record in zoo_prompts(4)]
         client.submit(prompts, job_id="after", max_new_tokens=4, adapters=[])
         assert client.wait("after", timeout_seconds=60).state is JobState.COMPLETED
@@ -264,5 +318,6 @@ def test_what_is_no_message_of_ours_is_dropped_and_the_worker_lives(guarded: Gua
     log = guarded.log("dropped")
     assert not trapped.exists(), "a pickle was loaded"
     assert log.count("is no message and is dropped") == 2 * len(no_messages)
+    assert log.count("message dropped: ") == 2 * len(no_ids)
     assert "celery.map" in log and "os.system" in log
     assert "chained" not in log, "a message's link was followed"

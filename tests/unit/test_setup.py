@@ -127,6 +127,27 @@ def test_a_policy_names_our_bucket_only_and_allows_no_wildcard_action(role: str)
             assert resource == "arn:aws:s3:::ramole" or resource.startswith("arn:aws:s3:::ramole/")
 
 
+LIST_READ_WRITE = {"s3:ListBucket", "s3:GetObject", "s3:PutObject", "s3:AbortMultipartUpload"}
+
+
+@pytest.mark.parametrize(
+    ("role", "actions"),
+    [
+        ("producer", LIST_READ_WRITE),
+        ("worker", LIST_READ_WRITE | {"s3:DeleteObject"}),
+        ("operator", LIST_READ_WRITE | {"s3:DeleteObject"}),
+    ],
+)
+def test_a_policy_allows_nothing_but_to_list_read_write_and_delete(
+    role: str, actions: set[str]
+) -> None:
+    statements = json.loads((S3 / f"{role}-policy.json").read_text())["Statement"]
+    assert {a for s in statements if s["Effect"] == "Allow" for a in s["Action"]} == actions
+    for statement in statements:
+        on_bucket = statement["Resource"] == ["arn:aws:s3:::ramole"]
+        assert on_bucket == (statement["Action"] == ["s3:ListBucket"])
+
+
 def allowed(role: str, action: str, key: str) -> bool:
     """As AWS and MinIO decide: a `*` spans `/`, and whoever is denied is not allowed."""
     statements = json.loads((S3 / f"{role}-policy.json").read_text())["Statement"]
@@ -145,7 +166,3 @@ def test_a_producer_writes_nothing_below_what_workers_write(key: str) -> None:
     assert not allowed("producer", "s3:PutObject", key)
     for own in (keys.manifest("output"), keys.cancelled("deaths"), keys.input_shard("j", "s", "0")):
         assert allowed("producer", "s3:PutObject", own)
-
-
-def test_a_producer_s_policy_has_no_deletion() -> None:
-    assert "Delete" not in (S3 / "producer-policy.json").read_text()

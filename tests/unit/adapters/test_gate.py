@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from ramole_core.adapters.gate import Limits, check_folder
 from ramole_core.adapters.loading import load_lora
 from ramole_core.adapters.samples import encode_samples, parse_samples
 from ramole_core.adapters.values import check_values
+from ramole_core.adapters.weights import LoraPair, LoraWeights
 from ramole_core.errors import AdapterRefusedError
 from tests.adapters_corpus import GOOD_KINDS, GOOD_SAMPLES, deltas, make_good
 from tests.bad_adapters import BAD_CASES, BAD_SAMPLES, edit_config, make_bad
@@ -32,6 +34,23 @@ def test_a_good_adapter_passes_and_changes_each_linear_as_peft_does(
     for target, pair in weights.pairs.items():
         assert pair.rank == found.ranks[target]
         torch.testing.assert_close(pair.b @ pair.a, wanted[target], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "said"),
+    [
+        (65504.0, 0.05, ""),
+        (65600.0, 0.05, "lora_A: value 6.56e"),
+        (0.05, 65600.0, "lora_B: value 6.56e"),
+        (75.0, 80.0, ""),
+        (85.0, 80.0, "norm of the change 1.09e"),
+    ],
+)
+def test_each_bound_of_the_numbers_holds_by_itself(a, b, said):
+    pair = LoraPair(torch.full((1, 16), a), torch.full((16, 1), b))  # ||A|| ||B|| = 16 a b
+    refusal = pytest.raises(AdapterRefusedError, match=said) if said else nullcontext()
+    with refusal:
+        check_values(LoraWeights({"q": pair}))
 
 
 @pytest.mark.parametrize("kind", ["patterns_by_regex", "rslora", "bf16"])

@@ -149,7 +149,7 @@ def test_only_the_owner_adds_a_version_and_spellings_do_not_collide(store, adapt
         (lambda s, p: s.delete(p + "upload.json"), "missing_file"),
         (lambda s, p: s.delete(p + "samples.jsonl"), "missing_file"),
         (lambda s, p: s.put(p + "upload.json", b"[]"), "bad_upload"),
-        (lambda s, p: s.put(p + "upload.json", b"{" * (2 << 20)), "bad_upload"),
+        (lambda s, p: s.put(p + "upload.json", b"{" * (2 << 20)), "too_large"),
         (lambda s, p: edit_upload(s, p, owner="ann\x1b[2J"), "bad_upload"),
         (lambda s, p: edit_upload(s, p, owner="ann\x9b2J"), "bad_upload"),
         (lambda s, p: edit_upload(s, p, owner="ann\n"), "bad_upload"),
@@ -306,6 +306,23 @@ def test_owners_racing_for_a_new_name_leave_one_owner(store, adapter, take):
             [lambda o=o, n=number: take(store, f"{o}{n}") for o in ("ann", "bob")]
         )
         assert sorted(v.status for v in verdicts) == ["accepted", "refused"]
+
+
+@pytest.mark.parametrize("samples", [SAMPLES, b'"other"\n'])
+def test_an_owner_who_comes_first_while_files_are_fetched_is_the_owner(
+    samples, store, adapter, take
+):
+    stage_raw(store, adapter, SAMPLES, "french", "ann", "u1")
+    stage_raw(store, adapter, samples, "french", "bob", "u2")
+
+    class Faster(Counting):
+        def download(self, key, path, max_bytes):
+            take(store, "u2")
+            store.download(key, path, max_bytes)
+
+    assert take(Faster(store), "u1").error.reason == "not_owner"
+    assert [entry["owner"] for entry in log_of(store)] == ["bob"]
+    assert store.children("adapters/french/") == ["1"], "nothing of the other's is written"
 
 
 def test_the_config_is_stored_as_sent_but_never_trusted_for_its_base(store, adapter, take):

@@ -19,6 +19,7 @@ from ramole_core.errors import (
     TimedOutError,
     UnavailableError,
 )
+from ramole_core.job_files import JobFiles
 from ramole_core.jobs import JobState
 from ramole_core.settings import Settings
 from ramole_core.store.base import get_json, to_json
@@ -115,7 +116,6 @@ def test_cancel_is_recorded_once_and_keeps_finished_results(world: World) -> Non
     world.answer("j", num_shards=1)
     status = world.client.cancel("j")
     assert (status.state, status.num_done) == (JobState.CANCELLED, 2)
-    assert world.broker.sent[-1] == (messages.START_JOB, "j")
     first = get_json(world.store, keys.cancelled("j"))
     assert world.client.cancel("j").state is JobState.CANCELLED
     assert get_json(world.store, keys.cancelled("j")) == first
@@ -145,7 +145,8 @@ def test_an_ended_job_cannot_be_cancelled(world: World) -> None:
 
 def test_retry_is_a_new_job_of_the_failed_prompts_with_their_options(world: World) -> None:
     items = [{"prompt": "a"}, {"prompt": "bad b", "id": "B", "k": 7}, {}, {"prompt": "bad c"}]
-    world.client.submit(items, job_id="j", shard_size=2, temperature=0.5)
+    deadline = "2999-01-01T00:00:00+00:00"
+    world.client.submit(items, job_id="j", shard_size=2, temperature=0.5, deadline=deadline)
     with pytest.raises(InvalidInputError, match="has not ended"):
         world.client.retry("j")
     world.finish("j")
@@ -154,6 +155,8 @@ def test_retry_is_a_new_job_of_the_failed_prompts_with_their_options(world: Worl
     first, second = world.requests("j-retry-1")
     assert (first.index, first.id, first.prompt, first.options) == (0, "B", "bad b", {"k": 7})
     assert (second.index, second.id) == (1, "j:3")
+    options = JobFiles(world.store, "j-retry-1").manifest().options
+    assert (options.temperature, options.deadline) == (0.5, None)
     world.finish("j-retry-1")
     assert world.client.retry("j-retry-1").job_id == "j-retry-2"
 

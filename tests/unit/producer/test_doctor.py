@@ -14,6 +14,8 @@ from producer.broker import Broker
 from producer.doctor import Check, examine
 from ramole_core import messages
 from ramole_core.settings import Settings
+from ramole_core.store.directory import DirectoryStore
+from tests.unit.producer.test_versions import put_router
 from tests.unit.producer.world import World
 from worker.ledger import Ledger
 
@@ -96,6 +98,41 @@ def test_a_store_with_another_clock_is_named(
     monkeypatch.setattr(doctor, "time", ours)
     check = found(world, redis_url)["store"]
     assert check.ok is not bool(said) and (not said or f"100 s {said}" in check.detail), check
+
+
+def test_a_store_that_ignores_conditions_is_refused(
+    redis: Any, redis_url: str, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DirectoryStore, "create", lambda self, key, data: not self.put(key, data))
+    check = found(world, redis_url)["store"]
+    assert not check.ok and "If-None-Match" in check.detail
+
+
+def test_an_old_broker_is_refused_and_asked_no_further(
+    redis: Any, redis_url: str, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info, old = Broker.info, {"redis_version": "6.0.16", "valkey_version": "6.0.16"}
+    monkeypatch.setattr(Broker, "info", lambda self: info(self) | old)
+    checks = found(world, redis_url)
+    assert not checks["broker"].ok and "6.2 or newer" in checks["broker"].detail
+    assert "workers" not in checks and checks["store"].ok
+
+
+def test_without_a_worker_the_remedy_is_named(redis: Any, redis_url: str, world: World) -> None:
+    redis.delete(messages.WORKERS)
+    check = found(world, redis_url)["workers"]
+    assert not check.ok and "ramole up" in check.detail
+
+
+def test_a_router_in_use_that_was_trained_for_another_base_is_named(
+    redis: Any, redis_url: str, world: World
+) -> None:
+    put_router(world, "r1")
+    world.client.use_router("r1")
+    assert found(world, redis_url)["router"].ok
+    put_router(world, "r1", base="0" * 64)
+    check = found(world, redis_url)["router"]
+    assert not check.ok and "another base" in check.detail
 
 
 def test_a_store_that_is_full_is_one_finding(
