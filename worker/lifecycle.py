@@ -106,12 +106,8 @@ class JobDesk:
     def _adopt(self, job: JobFiles, manifest: Manifest) -> None:
         names = manifest.shard_names()
         done = job.finished_shards() & set(names)
-        attempts: dict[str, int] = defaultdict(int)
-        prefix = keys.attempts(job.job_id)
-        for entry in self._store.entries(prefix):
-            attempts[entry.key.removeprefix(prefix).partition("/")[0]] += 1
         pending = [shard for shard in names if shard not in done]
-        priority = manifest.options.priority
+        priority, attempts = manifest.options.priority, self._attempts(job.job_id)
         if self._ledger.adopt(job.job_id, priority, len(names), pending, done, attempts):
             logger.info(
                 "job taken in: %d prompts in %d shards, %d of them done already",
@@ -119,6 +115,17 @@ class JobDesk:
                 len(names),
                 len(done),
             )
+
+    def _attempts(self, job_id: str) -> dict[str, list[int]]:
+        """Shard -> the numbers of its notes."""
+        attempts: dict[str, list[int]] = defaultdict(list)
+        prefix = keys.attempts(job_id)
+        for entry in self._store.entries(prefix):
+            shard, _, name = entry.key.removeprefix(prefix).partition("/")
+            number = name.removesuffix(".json")
+            if number.isdecimal():
+                attempts[shard].append(int(number))
+        return dict(attempts)
 
     def _listed(self, prefix: str) -> list[str]:
         return [entry.key.removeprefix(prefix) for entry in self._store.entries(prefix)]

@@ -57,6 +57,10 @@ class ShardAbandonedError(RamoleError):
 
     code = "abandoned"
 
+    def __init__(self, message: str, is_drain: bool = False) -> None:
+        super().__init__(message)
+        self.is_drain = is_drain  # shard and attempt are given back
+
 
 class ShardRunner:
     """Runs claimed shards; one instance serves all task threads."""
@@ -84,6 +88,7 @@ class ShardRunner:
         self._on_done = on_done
         self._journal = journal
         self._shard_seconds = settings.shard_seconds
+        self._max_attempts = settings.max_attempts
         self._max_alone = max(1, settings.max_attempts - 1)
 
     def run(self, claim: Claim) -> None:
@@ -93,21 +98,31 @@ class ShardRunner:
         UnavailableError or RedisError on an outage, after giving the attempt back. After any
         other error the lease runs out and the shard is begun again, max_attempts times in all.
         """
-        ref = claim.ref
-        with self._leases.holding(claim), self._journal.holding(claim):
+        with self._journal.holding(claim):
             try:
-                if not self._store.exists(keys.output_shard(ref.job_id, ref.shard)):
-                    self._write(ref, self._answers(claim))
-                self._mark_done(ref)
+                self._run(claim)
             except (UnavailableError, RedisError):
                 with suppress(RedisError):  # an outage is nobody's attempt; it is sent again
-                    self._ledger.release(claim)
+                    self._ledger.pardon(claim)
                 raise
-            except ShardAbandonedError:
-                raise
-            except Exception as e:
-                self._note(claim, f"{type(e).__name__}: {e}"[:500])
-                raise
+
+    def _run(self, claim: Claim) -> None:
+        ref = claim.ref
+        try:
+            with self._leases.holding(claim):
+                if not self._store.exists(keys.output_shard(ref.job_id, ref.shard)):
+                    self._write(ref, self._answers(claim))
+            self._mark_done(ref)
+        except (UnavailableError, RedisError):
+            raise
+        except ShardAbandonedError as e:
+            if e.is_drain:
+                self._store.delete(keys.attempt(ref.job_id, ref.shard, claim.attempt))
+                self._ledger.release(claim)
+            raise
+        except Exception as e:
+            self._note(claim, f"{type(e).__name__}: {e}"[:500])
+            raise
 
     def _answers(self, claim: Claim) -> list[PromptResult]:
         job = JobFiles(self._store, claim.ref.job_id)
@@ -187,12 +202,10 @@ class ShardRunner:
                 self._ledger.report(claim.ref, len(futures) - len(pending) - failed, failed)
 
     def _check_still_wanted(self, claim: Claim) -> None:
-        if self._draining.is_set():
-            self._store.delete(keys.attempt(claim.ref.job_id, claim.ref.shard, claim.attempt))
-            self._ledger.release(claim)
-            raise ShardAbandonedError("the worker is stopping")
         if self._leases.is_lost(claim):
             raise ShardAbandonedError("the lease ran out and another worker may have the shard")
+        if self._draining.is_set():
+            raise ShardAbandonedError("the worker is stopping", is_drain=True)
 
     def _is_cancelled(self, claim: Claim) -> bool:
         with suppress(RedisError):  # looked at again in a moment
@@ -212,10 +225,10 @@ class ShardRunner:
 
     def _given_up(self, job: JobFiles, claim: Claim) -> list[PromptResult]:
         """Errors for all prompts that can still be read, with the reason of the last attempt."""
-        count = claim.attempt - 1
+        count = self._max_attempts
         reason = "its worker was lost each time"
         with suppress(NotFoundError):
-            key = keys.attempt(job.job_id, claim.ref.shard, count)
+            key = keys.attempt(job.job_id, claim.ref.shard, claim.attempt - 1)
             reason = json.loads(self._store.get(key)).get("error") or reason
         logger.error("shard given up after %d attempts: %s", count, reason)
         message = f"given up after {count} attempts (RAMOLE_MAX_ATTEMPTS): {reason}"

@@ -36,6 +36,7 @@ from worker.encoding import EncoderService, _Call, embedding_for
 from worker.housekeeping import Housekeeper
 from worker.ledger import Claim, ShardRef
 from worker.requests import answer
+from worker.services import _make_progress
 from worker.tasks import register_adapter
 from worker.uploads import UploadDesk
 
@@ -127,10 +128,17 @@ def test_leases_are_renewed_while_the_engine_moves_and_a_stuck_process_ends(
         assert world.ledger._redis.zscore("ramole:running", claim.ref.member) == before
         assert ended == [True]
         alive = True
-        world.ledger.forget("j")
+        world.ledger.cancel("j")
         world.leases.beat()
         assert world.leases.is_lost(claim)
     assert not world.leases.is_lost(claim)
+
+
+def test_an_engine_that_has_ended_makes_no_progress(world: World) -> None:
+    engine = SimpleNamespace(ended="", progress_at=time.monotonic())
+    assert _make_progress(engine, world.encoders)  # type: ignore[arg-type]
+    engine.ended = "the device is lost"
+    assert not _make_progress(engine, world.encoders)  # type: ignore[arg-type]
 
 
 class FakeUploads:
