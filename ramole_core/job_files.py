@@ -4,7 +4,7 @@ What is there and cannot be read raises ConflictError.
 """
 
 import json
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import TypeVar
 
@@ -81,15 +81,15 @@ class JobFiles:
         """True when a worker has taken up the job."""
         return bool(self.attempts() or self.finished_shards())
 
-    def attempts(self) -> dict[str, int]:
-        """How often each shard was begun, as far as the store knows."""
-        prefix, found = keys.attempts(self.job_id), Counter[str]()
+    def attempts(self) -> dict[str, list[int]]:
+        """The numbers of the attempts of each shard that was begun, as far as the store knows."""
+        prefix, found = keys.attempts(self.job_id), defaultdict[str, list[int]](list)
         for entry in self._store.entries(prefix):
             shard, _, name = entry.key.removeprefix(prefix).partition("/")
             number = name.removesuffix(".json")
             if number.isdecimal() and entry.key == keys.attempt(self.job_id, shard, int(number)):
-                found[shard] += 1
-        return found
+                found[shard].append(int(number))
+        return dict(found)
 
     def finished_shards(self) -> set[str]:
         """Names of the shards whose output exists. One listing."""

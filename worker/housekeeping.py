@@ -69,7 +69,7 @@ class Housekeeper:
 
     def start(self) -> None:
         """Looks for deaths, the predecessor's perhaps, before work is taken; starts the threads."""
-        self._guarded(self._coroner.look)
+        guarded(self._coroner.look)
         for thread in self._threads:
             thread.start()
 
@@ -101,12 +101,14 @@ class Housekeeper:
 
     def _every(self, seconds: float, work: Callable[[], Any]) -> None:
         while not self._stop.wait(seconds):
-            self._guarded(work)
+            guarded(work)
 
-    def _guarded(self, work: Callable[[], Any]) -> None:
-        try:
-            work()
-        except (RamoleError, RedisError, OSError) as e:
-            logger.warning("housekeeping: %s: %s", type(e).__name__, e)
-        except Exception:
-            logger.exception("housekeeping failed")
+
+def guarded(work: Callable[[], Any]) -> None:
+    """A step that is tried again later: what it raises is logged."""
+    try:
+        work()
+    except (RamoleError, RedisError, OSError) as e:
+        logger.warning("housekeeping: %s: %s", type(e).__name__, e)
+    except Exception:
+        logger.exception("housekeeping failed")

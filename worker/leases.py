@@ -35,7 +35,8 @@ class LeaseKeeper:
         self._on_stuck = on_stuck
         self._claims: set[Claim] = set()
         self._lost: set[Claim] = set()
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # guards the two above
+        self._beating = threading.Lock()  # a claim leaves before a renewal or after it
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="leases", daemon=True)
 
@@ -54,13 +55,14 @@ class LeaseKeeper:
 
     @contextmanager
     def holding(self, claim: Claim) -> Iterator[None]:
-        """Renews the claim until the block ends."""
+        """Renews the claim until the block ends; only then may it be given back, for a renewal
+        takes back what nobody owns."""
         with self._lock:
             self._claims.add(claim)
         try:
             yield
         finally:
-            with self._lock:
+            with self._beating, self._lock:
                 self._claims.discard(claim)
                 self._lost.discard(claim)
 
@@ -75,11 +77,12 @@ class LeaseKeeper:
             logger.error("the engine or the encoder makes no progress: the process ends")
             self._on_stuck()
             return
-        with self._lock:
-            claims = list(self._claims)
-        lost = set(self._ledger.renew(claims))
-        with self._lock:
-            self._lost |= {claim for claim in claims if claim.ref in lost} & self._claims
+        with self._beating:
+            with self._lock:
+                claims = list(self._claims)
+            lost = self._ledger.renew(claims)
+            with self._lock:
+                self._lost.update(lost)
 
     def _run(self) -> None:
         while True:

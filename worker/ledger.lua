@@ -20,64 +20,119 @@ local function is_done(job, shard)
   return redis.call('SISMEMBER', job_key(job, 'done'), shard) == 1
 end
 
--- claim job shard worker lease_ms max_attempts -> {verdict, attempt}
+local function is_cancelled(job)
+  return redis.call('EXISTS', 'ramole:cancelled:' .. job) == 1
+end
+
+-- nobody is to work on it any more; what is said of its progress outlives the job
+local function is_over(job, shard)
+  local progress = redis.call('HGET', job_key(job, 'progress'), shard) or ''
+  return is_cancelled(job) or is_done(job, shard) or string.sub(progress, 1, 5) == 'done '
+end
+
+-- numbers from 0, five digits at least
+local function is_shard(job, shard)
+  local number = string.match(shard, '^%d+$') and tonumber(shard)
+  local shards = tonumber(redis.call('HGET', job_key(job, 'job'), 'num_shards') or 0)
+  return number and number < shards and string.format('%05d', number) == shard
+end
+
+-- The attempts of a shard that count, as its notes in the store: number -> token of the claim;
+-- the token is empty where the number comes from a note
+local function attempts_of(job, shard)
+  return cjson.decode(redis.call('HGET', job_key(job, 'attempts'), shard) or '{}')
+end
+
+local function keep_attempts(job, shard, attempts)
+  redis.call('HSET', job_key(job, 'attempts'), shard, cjson.encode(attempts))
+end
+
+-- once, whoever works on the shard by now
+local function give_back(job, shard, attempt, token)
+  local attempts = attempts_of(job, shard)
+  if attempts[attempt] ~= token and attempts[attempt] ~= '' then return 0 end
+  attempts[attempt] = nil
+  keep_attempts(job, shard, attempts)
+  return 1
+end
+
+-- claim job shard token lease_ms max_attempts -> {verdict, attempt, how often it was begun}
 if operation == 'claim' then
-  local job, shard, worker = ARGV[2], ARGV[3], ARGV[4]
+  local job, shard, token = ARGV[2], ARGV[3], ARGV[4]
   local lease, max_attempts = tonumber(ARGV[5]), tonumber(ARGV[6])
   local m = member(job, shard)
   local verdict = nil
-  if redis.call('EXISTS', 'ramole:cancelled:' .. job) == 1 then verdict = 'cancelled'
+  if is_cancelled(job) then verdict = 'cancelled'
   elseif redis.call('SISMEMBER', known, job) == 0 then verdict = 'unknown'
+  elseif not is_shard(job, shard) then verdict = 'foreign'
   elseif is_done(job, shard) then verdict = 'done' end
   if verdict then
     redis.call('ZREM', dispatched, m)
-    return { verdict, 0 }
+    return { verdict, 0, 0 }
   end
-  local ends = redis.call('ZSCORE', running, m)
-  if ends and tonumber(ends) > now then return { 'busy', 0 } end
-  local attempt = redis.call('HINCRBY', job_key(job, 'attempts'), shard, 1)
-  redis.call('ZREM', dispatched, m)
-  redis.call('ZADD', running, now + lease, m)
-  redis.call('HSET', owners, m, worker .. ':' .. attempt)
-  if attempt > max_attempts then return { 'exhausted', attempt } end
-  return { 'run', attempt }
+  local attempts, count, last = attempts_of(job, shard), 0, 0
+  for number, _ in pairs(attempts) do
+    count, last = count + 1, math.max(last, tonumber(number))
+  end
+  if redis.call('HGET', owners, m) ~= token then -- it is when the client sends a claim twice
+    local ends = redis.call('ZSCORE', running, m)
+    if ends and tonumber(ends) > now then return { 'busy', 0, 0 } end
+    count, last = count + 1, last + 1
+    attempts[string.format('%d', last)] = token
+    keep_attempts(job, shard, attempts)
+    redis.call('ZREM', dispatched, m)
+    redis.call('ZADD', running, now + lease, m)
+    redis.call('HSET', owners, m, token)
+  end
+  return { count > max_attempts and 'exhausted' or 'run', last, count }
 end
 
--- renew lease_ms worker about {member token}… -> members whose lease is no longer ours; the heartbeat
+-- renew lease_ms worker about {member token}… -> which pairs, from 0, hold no lease any more; the
+-- heartbeat. A shard without an owner (Redis was wiped) is taken back by the claim that holds it
 if operation == 'renew' then
   local lost = {}
   redis.call('ZADD', workers, now / 1000, ARGV[3])
   redis.call('ZREMRANGEBYSCORE', workers, '-inf', now / 1000 - 3600)
   redis.call('SET', 'ramole:worker:' .. ARGV[3], ARGV[4], 'PX', 60000)
   for i = 5, #ARGV, 2 do
-    if redis.call('HGET', owners, ARGV[i]) == ARGV[i + 1] then
-      redis.call('ZADD', running, 'XX', now + tonumber(ARGV[2]), ARGV[i])
+    local m, token = ARGV[i], ARGV[i + 1]
+    local owner = redis.call('HGET', owners, m)
+    local job, shard = string.match(m, '^(.*)/(.*)$')
+    if not owner and not is_over(job, shard) then
+      redis.call('HSET', owners, m, token)
+      redis.call('ZREM', dispatched, m)
+      owner = token
+    end
+    if owner == token then
+      redis.call('ZADD', running, now + tonumber(ARGV[2]), m)
     else
-      lost[#lost + 1] = ARGV[i]
+      lost[#lost + 1] = (i - 5) / 2
     end
   end
   return lost
 end
 
--- release job shard token -> 1 when the attempt was given back and the shard waits again
+-- release job shard attempt token -> 1 when the attempt counted until now; the shard is queued
 if operation == 'release' then
-  local m = member(ARGV[2], ARGV[3])
-  if redis.call('HGET', owners, m) ~= ARGV[4] then return 0 end
-  redis.call('HINCRBY', job_key(ARGV[2], 'attempts'), ARGV[3], -1)
-  redis.call('HDEL', owners, m)
-  redis.call('ZREM', running, m)
-  redis.call('ZADD', dispatched, now, m)
-  return 1
+  local job, shard, token = ARGV[2], ARGV[3], ARGV[5]
+  local m = member(job, shard)
+  if redis.call('HGET', owners, m) == token then
+    redis.call('HDEL', owners, m)
+    redis.call('ZREM', running, m)
+    redis.call('ZADD', dispatched, now, m)
+  end
+  return give_back(job, shard, ARGV[4], token)
 end
 
--- pardon job shard token -> gives the attempt of a dead worker back; its lease ends now
+-- pardon job shard attempt token -> 1 when the attempt counted until now; its lease ends
 if operation == 'pardon' then
-  local m = member(ARGV[2], ARGV[3])
-  if redis.call('HGET', owners, m) ~= ARGV[4] then return 0 end
-  redis.call('HINCRBY', job_key(ARGV[2], 'attempts'), ARGV[3], -1)
-  redis.call('HDEL', owners, m)
-  redis.call('ZADD', running, 'XX', now, m)
-  return 1
+  local job, shard, token = ARGV[2], ARGV[3], ARGV[5]
+  local m = member(job, shard)
+  if redis.call('HGET', owners, m) == token then
+    redis.call('HDEL', owners, m)
+    redis.call('ZADD', running, 'XX', now, m)
+  end
+  return give_back(job, shard, ARGV[4], token)
 end
 
 -- report job shard text -> progress of a shard that runs
@@ -132,11 +187,12 @@ if operation == 'next' then
   return nil
 end
 
--- overdue queued grace_ms lease_ms -> members to send again: leases that ran out; and, when fewer
--- messages are queued than shards wait for theirs, those that have waited longer than the grace.
+-- overdue grace_ms lease_ms high normal low -> members to send again: leases that ran out; and, of
+-- each priority, as many as fewer messages are queued (the last three) than shards wait for theirs:
+-- those that have waited longest, and longer than the grace (a queue keeps its order).
 -- After a pause of all reapers (Redis was away) owners first get time for a beat
 if operation == 'overdue' then
-  local lease = tonumber(ARGV[4])
+  local lease = tonumber(ARGV[3])
   local last = tonumber(redis.call('GET', reaped) or 0)
   redis.call('SET', reaped, now)
   local again = redis.call('ZRANGEBYSCORE', running, '-inf', now)
@@ -148,9 +204,17 @@ if operation == 'overdue' then
     redis.call('ZREM', running, m)
     redis.call('HDEL', owners, m)
   end
-  if redis.call('ZCARD', dispatched) > tonumber(ARGV[2]) then
-    for _, m in ipairs(redis.call('ZRANGEBYSCORE', dispatched, '-inf', now - tonumber(ARGV[3]))) do
-      again[#again + 1] = m
+  local waiting = { high = {}, normal = {}, low = {} }
+  for _, m in ipairs(redis.call('ZRANGE', dispatched, 0, -1)) do
+    local priority = redis.call('HGET', job_key(string.match(m, '^(.*)/'), 'job'), 'priority')
+    table.insert(waiting[priority or 'normal'], m)
+  end
+  for i, priority in ipairs({ 'high', 'normal', 'low' }) do
+    for place = 1, #waiting[priority] - tonumber(ARGV[3 + i]) do
+      local m = waiting[priority][place]
+      if tonumber(redis.call('ZSCORE', dispatched, m)) <= now - tonumber(ARGV[2]) then
+        again[#again + 1] = m
+      end
     end
   end
   for _, m in ipairs(again) do redis.call('ZADD', dispatched, now, m) end
@@ -189,6 +253,9 @@ if operation == 'forget' then
   end
   for _, part in ipairs({ 'job', 'pending', 'done', 'attempts' }) do
     redis.call('DEL', job_key(job, part))
+  end
+  for _, priority in ipairs({ 'high', 'normal', 'low' }) do
+    redis.call('LREM', 'ramole:ring:' .. priority, 0, job)
   end
   redis.call('SREM', known, job)
   redis.call('SREM', finalising, job)

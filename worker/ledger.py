@@ -1,11 +1,14 @@
 """The ledger: who works on which shard, in Redis. A cache of the store, rebuilt from it at will.
 
 Every transition is one Lua script (ledger.lua), so two workers never both own a shard, an attempt
-is counted before the work, and a lease that ran out is taken back. Nothing here decides what is
-true: an output in the store is done whatever the ledger says. See OPERATIONS: claims with fences.
+is counted before the work, and a lease that ran out is taken back. A wipe takes no shard from the
+worker that has it. Nothing here decides what is true: an output in the store is done whatever the
+ledger says. See OPERATIONS: claims with fences.
 """
 
-from collections.abc import Iterable, Sequence
+import json
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Final
@@ -54,9 +57,10 @@ class Claim:
     """A shard that this worker owns until its lease runs out. `token` is the fence."""
 
     ref: ShardRef
-    attempt: int
-    token: str
+    attempt: int  # the number of its note in the store
+    token: str  # of this claim alone
     exhausted: bool  # begun too often: its prompts are to fail
+    count: int = 0  # how often the shard was begun, this time included
 
 
 class Ledger:
@@ -65,7 +69,7 @@ class Ledger:
     def __init__(self, redis: Redis, worker: str, lease_seconds: float, about: str = "") -> None:
         self._redis = redis
         self._worker = worker
-        self._about = about  # messages.AboutWorker as JSON
+        self.about = about  # messages.AboutWorker as JSON, goes with every heartbeat
         self._lease_ms = int(lease_seconds * 1000)
         source = files("worker").joinpath("ledger.lua").read_text()
         self._script = redis.register_script(source)
@@ -77,21 +81,31 @@ class Ledger:
         num_shards: int,
         pending: Sequence[str],
         done: Iterable[str],
-        attempts: dict[str, int],
+        attempts: Mapping[str, Iterable[int]],
     ) -> bool:
-        """Takes a job in, from what the store says. False when it is known already."""
+        """Takes a job in, from what the store says. False when it is known already.
+
+        A pending shard with `attempts` (the numbers of its notes) may be in the hands of a worker
+        that the ledger has forgotten: it is sent when half a lease passed without a beat for it.
+        """
+        waiting = [shard for shard in pending if shard not in attempts]
+        begun = [ShardRef(job_id, shard).member for shard in pending if shard in attempts]
+        tokens = {shard: json.dumps(dict.fromkeys(found, "")) for shard, found in attempts.items()}
         with self._redis.lock(f"{_P}lock:adopt:{job_id}", timeout=60):
             if self._redis.sismember(KNOWN, job_id) or self.is_cancelled(job_id):
                 return False
+            lease_ends = self._now_ms() + self._lease_ms // 2
             with self._redis.pipeline(transaction=True) as pipe:
                 for part in ("pending", "done", "attempts", "progress"):
                     pipe.delete(_job_key(job_id, part))
-                for start in range(0, len(pending), RPUSH_CHUNK):
-                    pipe.rpush(_job_key(job_id, "pending"), *pending[start : start + RPUSH_CHUNK])
+                for start in range(0, len(waiting), RPUSH_CHUNK):
+                    pipe.rpush(_job_key(job_id, "pending"), *waiting[start : start + RPUSH_CHUNK])
+                if begun:
+                    pipe.zadd(RUNNING, dict.fromkeys(begun, lease_ends))
                 if ready := list(done):
                     pipe.sadd(_job_key(job_id, "done"), *ready)
-                if attempts:
-                    pipe.hset(_job_key(job_id, "attempts"), mapping=dict[Any, Any](attempts))
+                if tokens:
+                    pipe.hset(_job_key(job_id, "attempts"), mapping=dict[Any, Any](tokens))
                 pipe.hset(
                     _job_key(job_id, "job"),
                     mapping={"num_shards": num_shards, "priority": priority},
@@ -101,32 +115,36 @@ class Ledger:
                 if not pending:
                     pipe.sadd(FINALISING, job_id)
                 pipe.execute()
+        if self.is_cancelled(job_id):  # in the meantime
+            self.forget(job_id)
+            return False
         return True
 
     def claim(self, ref: ShardRef, max_attempts: int) -> Claim | str:
-        """A claim; or why not: `unknown` (adopt the job first), `done`, `busy`, `cancelled`."""
-        verdict, attempt = self._run(
-            "claim", ref.job_id, ref.shard, self._worker, self._lease_ms, max_attempts
+        """A claim; or why not: `unknown` (adopt the job first), `foreign` (the job has no such
+        shard), `done`, `busy`, `cancelled`."""
+        token = f"{self._worker}:{secrets.token_hex(4)}"  # by it the script knows a second sending
+        verdict, attempt, count = self._run(
+            "claim", ref.job_id, ref.shard, token, self._lease_ms, max_attempts
         )
         if verdict not in ("run", "exhausted"):
             return str(verdict)
-        return Claim(ref, attempt, f"{self._worker}:{attempt}", verdict == "exhausted")
+        return Claim(ref, attempt, token, verdict == "exhausted", count)
 
-    def renew(self, claims: Sequence[Claim]) -> list[ShardRef]:
-        """The heartbeat: extends the leases; returns the shards that are no longer ours."""
+    def renew(self, claims: Sequence[Claim]) -> list[Claim]:
+        """The heartbeat: extends the leases; returns the claims that are no longer ours."""
         pairs = [part for claim in claims for part in (claim.ref.member, claim.token)]
-        lost = self._run("renew", self._lease_ms, self._worker, self._about, *pairs)
-        return [ShardRef.from_member(member) for member in lost]
+        lost = self._run("renew", self._lease_ms, self._worker, self.about, *pairs)
+        return [claims[int(i)] for i in lost]
 
     def release(self, claim: Claim) -> bool:
-        """Gives a shard and its attempt back (drain)."""
-        ref = claim.ref
-        return bool(self._run("release", ref.job_id, ref.shard, claim.token))
+        """Gives a shard and its attempt back, when its message is queued again (drain)."""
+        return bool(self._run("release", *_words(claim)))
 
     def pardon(self, claim: Claim) -> bool:
-        """Gives the attempt of a dead worker back and ends its lease."""
-        ref = claim.ref
-        return bool(self._run("pardon", ref.job_id, ref.shard, claim.token))
+        """Gives the attempt of a dead worker, or of an outage, back, whoever has the shard now. A
+        lease that the claim still holds ends: the reaper sends the shard again."""
+        return bool(self._run("pardon", *_words(claim)))
 
     def finish(self, ref: ShardRef, num_ok: int, num_failed: int) -> bool:
         """Marks a shard whose output lies in the store. True when the whole job is done."""
@@ -151,10 +169,11 @@ class Ledger:
         value = self._redis.hget(_job_key(job_id, "job"), "priority")
         return value if value in ("low", "high") else "normal"  # type: ignore[return-value]
 
-    def overdue(self, num_queued: int, grace_seconds: float) -> list[ShardRef]:
+    def overdue(self, queued: Mapping[Priority, int], grace_seconds: float) -> list[ShardRef]:
         """Shards to enqueue again: their lease ran out, or their message is lost."""
         grace_ms = int(grace_seconds * 1000)
-        members = self._run("overdue", num_queued, grace_ms, self._lease_ms)
+        high, normal, low = queued["high"], queued["normal"], queued["low"]
+        members = self._run("overdue", grace_ms, self._lease_ms, high, normal, low)
         return [ShardRef.from_member(m) for m in members]
 
     def cancel(self, job_id: str) -> None:
@@ -191,11 +210,13 @@ class Ledger:
         """Takes this worker off the list (a clean stop)."""
         self._redis.zrem(messages.WORKERS, self._worker)
 
-    def num_queued(self) -> int:
-        """Messages waiting in the shard queue's lists, one list per priority step."""
+    def num_queued(self) -> dict[Priority, int]:
+        """Messages waiting in the shard queue's lists, one list per priority."""
         prefix = f"{_P}celery:{messages.SHARD_QUEUE}"
-        names = [prefix] + [f"{prefix}\x06\x16{step}" for step in messages.PRIORITY_STEPS if step]
-        return sum(int(self._redis.llen(name)) for name in names)
+        return {
+            priority: int(self._redis.llen(f"{prefix}\x06\x16{step}" if step else prefix))
+            for priority, step in messages.PRIORITY.items()
+        }
 
     def try_lock(self, name: str, seconds: float) -> bool:
         """Takes a lock that runs out by itself, or is freed by `unlock`."""
@@ -213,8 +234,16 @@ class Ledger:
         if self._redis.get(name) == self._worker:
             self._redis.delete(name)
 
+    def _now_ms(self) -> int:
+        seconds, microseconds = self._redis.time()
+        return int(seconds) * 1000 + int(microseconds) // 1000
+
     def _run(self, operation: str, *arguments: Any) -> Any:
         return self._script(keys=_SCRIPT_KEYS, args=[operation, *arguments])
+
+
+def _words(claim: Claim) -> tuple[str, str, int, str]:
+    return claim.ref.job_id, claim.ref.shard, claim.attempt, claim.token
 
 
 def _job_key(job_id: str, part: str) -> str:

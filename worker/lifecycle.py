@@ -106,9 +106,8 @@ class JobDesk:
     def _adopt(self, job: JobFiles, manifest: Manifest) -> None:
         names = manifest.shard_names()
         done = job.finished_shards() & set(names)
-        attempts = job.attempts()
         pending = [shard for shard in names if shard not in done]
-        priority = manifest.options.priority
+        priority, attempts = manifest.options.priority, job.attempts()
         if self._ledger.adopt(job.job_id, priority, len(names), pending, done, attempts):
             logger.info(
                 "job taken in: %d prompts in %d shards, %d of them done already",

@@ -30,7 +30,7 @@ from worker.deaths import Coroner
 from worker.dispatcher import Dispatcher
 from worker.encoder_source import EncoderSource, load_encoder_in_use
 from worker.encoders import Encoders
-from worker.housekeeping import Housekeeper
+from worker.housekeeping import Housekeeper, guarded
 from worker.journal import Journal
 from worker.leases import LeaseKeeper
 from worker.ledger import Ledger, ShardRef
@@ -114,9 +114,12 @@ def open_services(settings: Settings, send: Callable[..., Any]) -> Services:
     """
     store = _opened_store(settings)
     redis = connect(settings)
-    cache = AdapterCache(store, settings.home / "cache" / "adapters")
-    name, quiet = worker_name(), threading.Lock()
-    journal = Journal(settings.home / JOURNALS, name)
+    name, journals = worker_name(), settings.home / JOURNALS
+    ledger = Ledger(redis, name, settings.lease_seconds)
+    journal = Journal(journals, name)
+    coroner = Coroner(journals, store, ledger.pardon)
+    guarded(coroner.look)  # while the model is loaded, others would take what killed this one
+    cache, quiet = AdapterCache(store, settings.home / "cache" / "adapters"), threading.Lock()
     engine = build_engine(
         settings, cache, StoredRouters(store), on_running=journal.running, quiet=quiet
     )
@@ -127,7 +130,7 @@ def open_services(settings: Settings, send: Callable[..., Any]) -> Services:
     draining = threading.Event()
     encoders = _open_encoders(store, registry, settings, draining, quiet, journal)
     about = messages.AboutWorker(memory=str(engine.plan), warnings=engine.plan.warnings)
-    ledger = Ledger(redis, name, settings.lease_seconds, about.model_dump_json())
+    ledger.about = about.model_dump_json()
     leases = LeaseKeeper(
         ledger, settings.lease_seconds, lambda: _make_progress(engine, encoders), _end_process
     )
@@ -155,7 +158,6 @@ def open_services(settings: Settings, send: Callable[..., Any]) -> Services:
         quiet,
         settings,
     )
-    coroner = Coroner(settings.home / JOURNALS, store, ledger.pardon)
     housekeeper = Housekeeper(
         ledger, dispatcher, desk, uploads, registry, encoders, coroner, send, settings
     )
@@ -191,7 +193,7 @@ def _open_encoders(
 
 def _make_progress(engine: Engine, encoders: Encoders) -> bool:
     oldest = time.monotonic() - STALL_SECONDS
-    return engine.progress_at > oldest and encoders.have_moved_since(oldest)
+    return not engine.ended and engine.progress_at > oldest and encoders.have_moved_since(oldest)
 
 
 def _end_process() -> None:

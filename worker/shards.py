@@ -57,6 +57,10 @@ class ShardAbandonedError(RamoleError):
 
     code = "abandoned"
 
+    def __init__(self, message: str, is_drain: bool = False) -> None:
+        super().__init__(message)
+        self.is_drain = is_drain  # shard and attempt are given back
+
 
 class ShardRunner:
     """Runs claimed shards; one instance serves all task threads."""
@@ -96,22 +100,33 @@ class ShardRunner:
         UnavailableError or RedisError on an outage, after giving the attempt back. After any
         other error the lease runs out and the shard is begun again, max_attempts times in all.
         """
-        ref = claim.ref
-        with self._leases.holding(claim), self._journal.holding(claim):
+        with self._journal.holding(claim):
             try:
-                if not self._store.exists(keys.output_shard(ref.job_id, ref.shard)):
-                    self._write(ref, self._answers(claim))
-                job_done = self._marked_done(ref)
+                job_done = self._run(claim)
             except (UnavailableError, RedisError):
                 with suppress(RedisError):  # an outage is nobody's attempt; it is sent again
-                    self._ledger.release(claim)
+                    self._ledger.pardon(claim)
                 raise
-            except ShardAbandonedError:
-                raise
-            except Exception as e:
-                self._note(claim, f"{type(e).__name__}: {e}"[:500])
-                raise
-        self._on_done(ref, job_done)
+        self._on_done(claim.ref, job_done)
+
+    def _run(self, claim: Claim) -> bool:
+        """True when it was the last shard of its job."""
+        ref = claim.ref
+        try:
+            with self._leases.holding(claim):
+                if not self._store.exists(keys.output_shard(ref.job_id, ref.shard)):
+                    self._write(ref, self._answers(claim))
+            return self._marked_done(ref)
+        except (UnavailableError, RedisError):
+            raise
+        except ShardAbandonedError as e:
+            if e.is_drain:
+                self._store.delete(keys.attempt(ref.job_id, ref.shard, claim.attempt))
+                self._ledger.release(claim)
+            raise
+        except Exception as e:
+            self._note(claim, f"{type(e).__name__}: {e}"[:500])
+            raise
 
     def _answers(self, claim: Claim) -> list[PromptResult]:
         job = JobFiles(self._store, claim.ref.job_id)
@@ -207,12 +222,10 @@ class ShardRunner:
                 self._ledger.report(claim.ref, len(futures) - len(pending) - failed, failed)
 
     def _check_still_wanted(self, claim: Claim) -> None:
-        if self._draining.is_set():
-            self._store.delete(keys.attempt(claim.ref.job_id, claim.ref.shard, claim.attempt))
-            self._ledger.release(claim)
-            raise ShardAbandonedError("the worker is stopping")
         if self._leases.is_lost(claim):
             raise ShardAbandonedError("the lease ran out and another worker may have the shard")
+        if self._draining.is_set():
+            raise ShardAbandonedError("the worker is stopping", is_drain=True)
 
     def _is_cancelled(self, claim: Claim) -> bool:
         with suppress(RedisError):  # looked at again in a moment
@@ -232,10 +245,10 @@ class ShardRunner:
 
     def _given_up(self, job: JobFiles, claim: Claim) -> list[PromptResult]:
         """An error for every prompt, with the reason of the last attempt."""
-        count = claim.attempt - 1
+        count = self._max_attempts
         reason = "its worker was lost each time"
         with suppress(NotFoundError):
-            key = keys.attempt(job.job_id, claim.ref.shard, count)
+            key = keys.attempt(job.job_id, claim.ref.shard, claim.attempt - 1)
             reason = json.loads(self._store.get(key)).get("error") or reason
         logger.error("shard given up after %d attempts: %s", count, reason)
         message = f"given up after {count} attempts (RAMOLE_MAX_ATTEMPTS): {reason}"
@@ -246,7 +259,7 @@ class ShardRunner:
         manifest = job.find_manifest()
         if manifest is None:
             return []
-        if claim.attempt <= self._max_attempts + 1:  # else it may die of reading them
+        if claim.count <= self._max_attempts + 1:  # else it may die of reading them
             with suppress(NotFoundError):
                 return self._load(manifest, claim)
         return stand_ins(self._store, manifest, claim.ref.shard)

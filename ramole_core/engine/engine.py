@@ -138,8 +138,14 @@ class Engine:
     def start(self) -> None:
         """Starts the thread that owns the model."""
         assert self._thread is None, "an engine starts once"
+        self.progress_at = self._clock()  # what came before was no standstill
         self._thread = threading.Thread(target=self._run, name="ramole-engine", daemon=True)
         self._thread.start()
+
+    @property
+    def ended(self) -> str:
+        """Why nothing is answered any more; empty while it is. Any thread may read it."""
+        return self._ended
 
     def stop(self) -> None:
         """Ends the thread after its current step; pending futures fail with UnavailableError."""

@@ -123,6 +123,13 @@ def test_the_worker_scales_and_is_stopped_gently(services: dict[str, Any]) -> No
     assert services["worker-gpu"]["environment"]["RAMOLE_DEVICE"] == "cuda"
 
 
+def test_what_a_worker_was_at_outlives_its_container(services: dict[str, Any]) -> None:
+    for name in ("worker", "worker-gpu"):
+        home = services[name]["environment"]["RAMOLE_HOME"]
+        assert f"worker-data:{home}" in services[name]["volumes"]
+    assert "worker-data" in compose(example_env())["volumes"]
+
+
 def test_the_image_copies_what_the_package_needs() -> None:
     dockerfile = (ROOT / "Dockerfile").read_text()
     targets = re.findall(r"^FROM \S+ AS (\w+)", dockerfile, re.M)

@@ -83,6 +83,17 @@ def test_stop_ends_the_thread(running):
     assert not thread.is_alive()
 
 
+def test_what_came_before_the_start_is_no_standstill():
+    clock = FakeClock()
+    engine = tiny_engine(clock=clock)
+    assert not engine.ended
+    clock.now += 1000
+    engine._run = lambda: None
+    engine.start()
+    assert engine.progress_at == clock.now
+    engine.stop()
+
+
 def test_progress_ticks_on_every_step_and_when_idle():
     clock = FakeClock()
     engine = tiny_engine(clock=clock, batch_interval_seconds=5.0)
@@ -115,7 +126,7 @@ def test_a_panic_ends_the_engine_and_leaves_nobody_waiting(running):
     futures = [running.submit(ask("a", max_new_tokens=2)) for _ in range(3)]
     assert all(isinstance(f.exception(timeout=30), UnavailableError) for f in futures)
     running._thread.join(30)
-    assert not running._thread.is_alive()
+    assert not running._thread.is_alive() and "Panic" in running.ended
     assert isinstance(running.submit(ask("b")).exception(timeout=0), UnavailableError)
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +10,13 @@ from pathlib import Path
 import pytest
 
 from ramole_core import keys
+from ramole_core.settings import Settings
 from ramole_core.store.directory import DirectoryStore
+from tests.unit.worker.world import make_world, start
 from worker.deaths import Charges, Coroner, charges_of
 from worker.journal import LOCK, RECORD, Journal, PromptRef, found_dead
 from worker.ledger import Claim, ShardRef
+from worker.services import JOURNALS, open_services
 
 ONE = Claim(ShardRef("j", "00000"), 1, "w1:1", False)
 TWO = Claim(ShardRef("j", "00001"), 2, "w1:2", False)
@@ -190,3 +194,48 @@ def test_foreign_objects_among_the_deaths_charge_nobody(ruling: Ruling) -> None:
         ruling.store.put(keys.deaths("k") + name, b"{}")
     charges = charges_of(ruling.store, "k")
     assert not charges.is_suspect(0) and charges.error(0, 1) is None
+
+
+def test_deaths_are_looked_into_before_the_model_is_loaded(
+    tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[Path] = []
+    monkeypatch.setattr(Coroner, "look", lambda self: looks.append(self._folder))
+    monkeypatch.setattr("worker.services.build_engine", lambda *_, **__: 1 / 0)
+    settings = Settings.load({}, home=tmp_path, broker_url=redis_url)
+    with pytest.raises(ZeroDivisionError):
+        open_services(settings, lambda *_, **__: None)
+    assert looks == [tmp_path / JOURNALS]
+
+
+def test_a_neighbour_on_three_machines_that_die_is_answered_by_the_fourth(
+    tmp_path: Path, redis_url: str
+) -> None:
+    """Prompt 0 kills; its neighbour's shard was taken again before any machine was back."""
+    machines = [make_world(tmp_path / f"m{i}", redis_url, f"w{i}", 0.0) for i in range(4)]
+    start(machines[0], "poison", "innocent", shard_size=1)
+    refs = [ShardRef("j", "00000"), ShardRef("j", "00001")]
+    store = machines[0].store
+    for i, machine in enumerate(machines[:3]):
+        claims = [machine.ledger.claim(ref, 3) for ref in refs]
+        for claim in claims:
+            assert isinstance(claim, Claim) and not claim.exhausted
+            store.put(keys.attempt("j", claim.ref.shard, claim.attempt), b"{}")
+        rows = [[c.ref.job_id, c.ref.shard, c.attempt, c.token] for c in map(checked, claims)]
+        record = {"worker": f"w{i}", "claims": rows, "preparing": [],
+                  "running": [["j", 0, False], ["j", 1, False]]}  # fmt: skip
+        folder = tmp_path / f"m{i}" / "dead"
+        folder.mkdir()
+        (folder / f"w{i}{RECORD}").write_text(json.dumps(record))
+        (folder / f"w{i}{LOCK}").touch()
+    for i, machine in enumerate(machines[:3]):
+        Coroner(tmp_path / f"m{i}" / "dead", store, machine.ledger.pardon).look()
+    fourth = machines[3].ledger.claim(refs[1], 3)
+    assert isinstance(fourth, Claim) and not fourth.exhausted
+    assert list(store.entries(keys.attempts("j"))) == []
+    assert charges_of(store, "j").beside == {0: 3, 1: 3}
+
+
+def checked(claim: Claim | str) -> Claim:
+    assert isinstance(claim, Claim)
+    return claim

@@ -79,7 +79,7 @@ def test_an_input_that_ends_who_reads_it_is_read_no_more(
 
     monkeypatch.setattr(shards_module, "parse", deadly)
     with pytest.raises(KeyboardInterrupt):
-        world.runner.run(Claim(ShardRef("j", "00000"), 4, "w1:4", exhausted=True))
-    world.runner.run(Claim(ShardRef("j", "00000"), 5, "w1:5", exhausted=True))
+        world.runner.run(Claim(ShardRef("j", "00000"), 4, "w1:4", exhausted=True, count=4))
+    world.runner.run(Claim(ShardRef("j", "00000"), 5, "w1:5", exhausted=True, count=5))
     found = world.results("j")
     assert [r.index for r in found] == [0, 1] and all(r.error for r in found)

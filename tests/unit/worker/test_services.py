@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from worker.encoding import EncoderService, _Call, embedding_for
 from worker.housekeeping import Housekeeper
 from worker.ledger import Claim, ShardRef
 from worker.requests import answer
+from worker.services import _make_progress
 
 
 @pytest.fixture
@@ -153,7 +155,7 @@ def test_leases_are_renewed_while_the_engine_moves_and_a_stuck_process_ends(
         assert world.ledger._redis.zscore("ramole:running", claim.ref.member) == before
         assert ended == [True]
         alive = True
-        world.ledger.forget("j")
+        world.ledger.cancel("j")
         world.leases.beat()
         assert world.leases.is_lost(claim)
     assert not world.leases.is_lost(claim)
@@ -179,6 +181,13 @@ def test_whatever_goes_wrong_in_a_beat_there_is_a_next_one(
     wait_until(lambda: len(beats) > 1)
     world.leases.stop()
     assert "anything that is no RedisError" in caplog.text
+
+
+def test_an_engine_that_has_ended_makes_no_progress(world: World) -> None:
+    engine = SimpleNamespace(ended="", progress_at=time.monotonic())
+    assert _make_progress(engine, world.encoders)  # type: ignore[arg-type]
+    engine.ended = "the device is lost"
+    assert not _make_progress(engine, world.encoders)  # type: ignore[arg-type]
 
 
 class FakeUploads:

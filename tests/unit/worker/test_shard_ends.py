@@ -4,7 +4,8 @@ or by a Redis that is away or lost it."""
 import json
 import threading
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Final
 
 import pytest
 from kombu.exceptions import OperationalError
@@ -12,8 +13,8 @@ from redis import Redis
 
 from ramole_core import keys
 from ramole_core.engine.request import Generation
-from ramole_core.errors import BrokerUnavailableError, PromptError
-from ramole_core.jobs import PromptRequest
+from ramole_core.errors import BrokerUnavailableError, PromptError, StoreUnavailableError
+from ramole_core.jobs import Priority, PromptRequest
 from ramole_core.settings import Settings
 from ramole_core.store.base import get_json
 from tests.servers import wait_until
@@ -22,6 +23,11 @@ from worker import shards
 from worker.dispatcher import Dispatcher
 from worker.inputs import parse
 from worker.journal import PromptRef
+from worker.ledger import Claim, ShardRef
+from worker.shards import ShardAbandonedError
+from worker.tasks import run_shard
+
+MANY: Final[dict[Priority, int]] = {"high": 99, "normal": 99, "low": 99}  # no message is missing
 
 
 @pytest.fixture
@@ -71,7 +77,7 @@ def test_a_shard_is_in_the_journal_and_its_process_not_quiet_while_it_is_prepare
 
     def look(what: str) -> None:
         listed = json.loads(world.journal.read_text())["preparing"]
-        seen.append((what, world.quiet.locked(), listed))
+        seen.append((what, world.quiet.locked(), [row[:3] for row in listed]))
 
     def read(*given: Any) -> list[PromptRequest]:
         look("input")
@@ -80,7 +86,7 @@ def test_a_shard_is_in_the_journal_and_its_process_not_quiet_while_it_is_prepare
     monkeypatch.setattr(shards, "parse", read)
     world.engine.on_submit = lambda request: look(str(request.prompt))
     world.run_next()
-    listed = [["j", "00000", 1, "w1:1"]]
+    listed: list[list[object]] = [["j", "00000", 1]]
     assert seen == [
         ("input", True, listed),
         ("b", True, listed), ("a", False, listed),  # the suspect last: it was tokenised before
@@ -164,3 +170,109 @@ def test_a_shard_that_cannot_be_sent_is_an_outage(world: World) -> None:
     world.desk.start("j")
     with pytest.raises(BrokerUnavailableError, match="Redis is away"):
         Dispatcher(world.ledger, away, 8).fill()
+
+
+def test_a_claim_leaves_before_a_renewal_or_after_it(world: World) -> None:
+    claim, left = Claim(ShardRef("j", "00000"), 1, "w1:1", False), threading.Event()
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with world.leases.holding(claim):
+            entered.set()
+            leave.wait(10)
+        left.set()
+
+    def renew(claims: list[Claim]) -> list[Claim]:
+        assert claims == [claim]
+        leave.set()
+        assert not left.wait(0.2), "it would be given back now, and this renewal takes it back"
+        return []
+
+    threading.Thread(target=hold).start()
+    assert entered.wait(10)
+    world.ledger.renew = renew  # type: ignore[assignment,method-assign]
+    world.leases.beat()
+    assert left.wait(10)
+
+
+def test_three_wipes_of_redis_cost_a_running_shard_nothing(world: World, redis_url: str) -> None:
+    start(world, "a", "b")
+    world.engine.hold = True
+    thread = threading.Thread(target=world.run_next)
+    thread.start()
+    wait_until(lambda: len(world.engine.held) == 2)
+    for _ in range(3):
+        Redis.from_url(redis_url).flushall()
+        world.desk.scan()
+        world.dispatcher.fill()
+        world.leases.beat()
+    assert world.sent == []
+    for future in world.engine.held:
+        future.set_result(Generation("kept", "stop", 1, 1, ()))
+    thread.join(timeout=10)
+    assert [r.text for r in world.results("j")] == ["kept", "kept"]
+    assert world.store.exists(keys.finished("j"))
+    notes = [entry.key for entry in world.store.entries(keys.attempts("j"))]
+    assert notes == [keys.attempt("j", "00000", 1)]
+
+
+def test_a_drain_after_a_wipe_gives_the_attempt_back(world: World, redis_url: str) -> None:
+    start(world, "a")
+    world.engine.hold = True
+
+    def wipe(request: object) -> None:
+        Redis.from_url(redis_url).flushall()
+        world.desk.scan()  # which finds the note
+        world.draining.set()
+
+    world.engine.on_submit = wipe
+    with pytest.raises(ShardAbandonedError, match="stopping"):
+        world.run_next()
+    Redis.from_url(redis_url).zadd("ramole:running", {"j/00000": 1})
+    claim = world.ledger.claim(ShardRef("j", "00000"), 3)
+    assert isinstance(claim, Claim) and claim.attempt == 1
+    assert list(world.store.entries(keys.attempts("j"))) == []
+
+
+def test_a_drain_leaves_a_lost_shard_its_attempt(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(world, "a")
+    world.engine.hold = True
+    world.draining.set()
+    monkeypatch.setattr(world.leases, "is_lost", lambda claim: True)
+    with pytest.raises(ShardAbandonedError, match="ran out"):
+        world.run_next()
+    assert len(list(world.store.entries(keys.attempts("j")))) == 1
+
+
+def test_after_an_outage_the_next_round_of_the_reaper_sends_the_shard(
+    world: World, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def down(*_: object) -> None:
+        world.leases.beat()  # one that comes late takes nothing back
+        raise StoreUnavailableError("down")
+
+    start(world, "a")
+    monkeypatch.setattr(world.runner, "_write", down)
+    with pytest.raises(StoreUnavailableError):
+        world.run_next()
+    world.leases.beat()
+    Redis.from_url(redis_url).set("ramole:reaped", 1 << 50)
+    assert world.ledger.overdue(MANY, grace_seconds=10) == [ShardRef("j", "00000")]
+    claim = world.ledger.claim(ShardRef("j", "00000"), 3)
+    assert isinstance(claim, Claim) and claim.attempt == 1
+
+
+def test_a_shard_that_the_job_does_not_have_ends_nothing(world: World) -> None:
+    start(world, "a", "b", shard_size=1)
+    services: Any = SimpleNamespace(
+        ledger=world.ledger, desk=world.desk, shards=world.runner, settings=Settings()
+    )
+    for _ in range(5):
+        run_shard(services, "j", "zzz")
+    assert list(world.store.entries(keys.attempts("j"))) == []
+    world.run_next()
+    assert not world.store.exists(keys.finished("j"))
+    world.run_next()
+    assert world.store.exists(keys.finished("j"))

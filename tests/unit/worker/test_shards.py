@@ -146,9 +146,10 @@ def test_a_shard_begun_too_often_fails_its_prompts_so_that_the_job_ends(
     assert final.state() is JobState.FAILED
 
 
-def test_attempts_survive_an_empty_redis(world: World, redis_url: str) -> None:
+def test_attempts_survive_an_empty_redis(tmp_path: Path, redis_url: str) -> None:
     from redis import Redis
 
+    world = make_world(tmp_path, redis_url, lease_seconds=0)
     start(world, "a")
     world.store.put(keys.attempt("j", "00000", 1), b"{}")
     world.store.put(keys.attempt("j", "00000", 2), b"{}")
