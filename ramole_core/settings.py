@@ -194,6 +194,11 @@ class Settings:
                 f"RAMOLE_CONCURRENCY={self.concurrency}: must be at least {least}, three times "
                 f"RAMOLE_SHARDS_IN_FLIGHT={self.shards_in_flight} and {SPARE_THREADS} for the rest"
             )
+        if self.lease_seconds < 2 * self.reaper_seconds:  # else every round looks like a pause
+            raise ConfigError(
+                f"RAMOLE_LEASE_SECONDS={self.lease_seconds:g}: must be at least twice "
+                f"RAMOLE_REAPER_SECONDS={self.reaper_seconds:g}, or lost shards would wait for ever"
+            )
         return self
 
     @property

@@ -173,7 +173,7 @@ class Engine:
             self.bank.wait_for_load(LOAD_TICK_SECONDS)
         self._tick()
         self.idle = not (self._running or self._retries or self._is_due())
-        if not self._running:
+        if not (self._running or self._ended):  # whom it ended with stays to be blamed
             self._watchers.show(())
         return not self.idle
 

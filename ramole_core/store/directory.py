@@ -184,9 +184,10 @@ class DirectoryStore:
     def _check_root(self) -> None:
         """A root that was there and is gone is an outage: nothing is made anew in its place, and
         nothing counts as absent. Raises StoreUnavailableError."""
+        was_there = self._was_there  # before it is looked for: another thread may make it now
         if self._root.is_dir():
             self._was_there = True
-        elif self._was_there or self._root.exists():
+        elif was_there or self._root.exists() != self._root.is_dir():
             raise StoreUnavailableError(f"store {self._root} (RAMOLE_STORE_URL) is no folder now")
 
     def _temporary(self) -> Path:

@@ -78,7 +78,11 @@ def arguments(pid: int) -> str:
 
 def test_a_working_system_shows_none(guarded: Guarded) -> None:
     env = guarded.environment(
-        "worker", RAMOLE_LOG_LEVEL="debug", RAMOLE_LEASE_SECONDS="3", **S3_SECRETS
+        "worker",
+        RAMOLE_LOG_LEVEL="debug",
+        RAMOLE_LEASE_SECONDS="3",
+        RAMOLE_REAPER_SECONDS="1",
+        **S3_SECRETS,
     )
     command = [*RAMOLE, "up", "--detach", "--json"]
     out = said(env, command=tuple(command))

@@ -119,3 +119,9 @@ def test_every_setting_is_described() -> None:
     rows = describe()
     assert all(variable.startswith("RAMOLE_") and meaning for variable, _, meaning in rows)
     assert len(rows) == len({variable for variable, _, _ in rows})
+
+
+def test_a_lease_outlives_two_looks_for_lost_shards() -> None:
+    assert Settings.load({"RAMOLE_LEASE_SECONDS": "6"}).reaper_seconds == 3.0
+    with pytest.raises(ConfigError, match=r"LEASE_SECONDS=5: .*twice RAMOLE_REAPER_SECONDS=3"):
+        Settings.load({"RAMOLE_LEASE_SECONDS": "5"})

@@ -138,3 +138,18 @@ def test_a_device_lost_outside_of_a_step_ends_the_engine(running):
     assert isinstance(running.submit(ask("a")).exception(timeout=30), UnavailableError)
     running._thread.join(30)
     assert not running._thread.is_alive()
+
+
+def test_whom_the_device_was_lost_with_stays_in_view():
+    """A worker that ends now is to charge them."""
+    shown = []
+    engine = tiny_engine(watchers={"on_running": lambda tags: shown.append(set(tags))})
+    future = engine.submit(ask("a", max_new_tokens=5, tag="last"))
+
+    def lose(rows):
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+    engine.runner._forward = lose
+    engine.step()
+    assert engine.ended and future.exception(0) is not None
+    assert shown == [{"last"}]
