@@ -4,7 +4,9 @@ URL: `s3://bucket/prefix?endpoint=https://host:port`. Conditional creation is a 
 `If-None-Match: *`, so objects made by `create` must fit one PUT (they are shards and small JSON).
 """
 
+import logging
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,9 +21,13 @@ from ramole_core.errors import ConfigError, NotFoundError, StoreUnavailableError
 from ramole_core.settings import Settings
 from ramole_core.store.base import ObjectInfo, checked_key, local_file, too_large
 
+logger = logging.getLogger(__name__)
+
 CONNECT_SECONDS: Final = 2.0
 READ_SECONDS: Final = 30.0
 QUICK_SECONDS: Final = 4.0
+SLOW_SECONDS: Final = 2.0  # for an object of some kilobytes
+SLOW_AGAIN_SECONDS: Final = 60.0
 CREATE_ATTEMPTS: Final = 5
 MAX_SINGLE_PUT_BYTES: Final = 64 << 20
 _MISSING: Final = {"NoSuchKey", "NoSuchObject", "NotFound"}
@@ -46,6 +52,7 @@ class MinioStore:
         self._prefix = prefix
         self._endpoint = endpoint
         self._tls = tls
+        self._said_slow = float("-inf")
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "MinioStore":
@@ -78,7 +85,7 @@ class MinioStore:
 
     def get(self, key: str) -> bytes:
         """See ObjectStore."""
-        with self._translated(key):
+        with self._quick(key):
             response = self._client.get_object(
                 bucket_name=self._bucket, object_name=self._name(key)
             )
@@ -90,7 +97,7 @@ class MinioStore:
 
     def put(self, key: str, data: bytes) -> None:
         """See ObjectStore."""
-        with self._translated(key):
+        with self._quick(key):
             self._put(key, data, {})
 
     def create(self, key: str, data: bytes) -> bool:
@@ -100,7 +107,7 @@ class MinioStore:
                 f"{key}: {len(data)} bytes are over the {MAX_SINGLE_PUT_BYTES} of one "
                 "conditional PUT; submit with a smaller --shard-size"
             )
-        with self._translated(key):
+        with self._quick(key):
             for _ in range(CREATE_ATTEMPTS):
                 try:
                     self._put(key, data, {"If-None-Match": "*"})
@@ -115,7 +122,7 @@ class MinioStore:
     def exists(self, key: str) -> bool:
         """See ObjectStore."""
         try:
-            with self._translated(key):
+            with self._quick(key):
                 self._client.stat_object(bucket_name=self._bucket, object_name=self._name(key))
         except NotFoundError:
             return False
@@ -140,7 +147,7 @@ class MinioStore:
 
     def delete(self, key: str) -> None:
         """See ObjectStore."""
-        with self._translated(key):
+        with self._quick(key):
             self._client.remove_object(bucket_name=self._bucket, object_name=self._name(key))
 
     def upload(self, path: Path, key: str) -> None:
@@ -177,6 +184,20 @@ class MinioStore:
         # put_object cannot send If-None-Match; `_put_object` is what it calls for a single part.
         all_headers: Any = {"Content-Type": "application/octet-stream", **headers}
         self._client._put_object(self._bucket, self._name(key), data, all_headers)
+
+    @contextmanager
+    def _quick(self, key: str) -> Iterator[None]:
+        """As `_translated`, of a call that moves little: if it takes long, the log says so."""
+        began = time.monotonic()
+        with self._translated(key):
+            yield
+        now = time.monotonic()
+        if now - began > SLOW_SECONDS and now - self._said_slow > SLOW_AGAIN_SECONDS:
+            self._said_slow = now
+            logger.warning(
+                "store %s bucket %s is slow: %.1f s for %s",
+                self._endpoint, self._bucket, now - began, key,
+            )  # fmt: skip
 
     @contextmanager
     def _translated(self, key: str) -> Iterator[None]:
