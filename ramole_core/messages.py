@@ -1,4 +1,5 @@
-"""What producers and workers agree on about Redis: task names, queues, options, progress keys.
+"""What producers and workers agree on about Redis: task names, queues, options, progress keys, what
+a worker says of itself.
 
 Data only: nothing here imports Celery or Redis. A message carries ids only, never paths or text.
 """

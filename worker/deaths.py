@@ -6,8 +6,8 @@ and where shards were being prepared (read, embedded, tokenised) beside those th
 concerned keep the attempt: a shard that is begun too often has its prompts failed in the end.
 A charged prompt runs once more with nobody beside it, while nothing is prepared. One that has died
 like that `max_alone` times is failed. So a prompt that kills its process costs the others at most
-one more run, and chance deaths cost nobody an answer. All of it lies in the store, one object for
-each death of a prompt, so that it survives an empty Redis; every step may be repeated.
+one more run, and chance deaths cost no prompt that ran its answer. All of it lies in the store, one
+object for each death of a prompt, so that it survives an empty Redis; every step may be repeated.
 """
 
 import logging

@@ -22,15 +22,18 @@ def parse(data: bytes, manifest: Manifest, shard: str) -> list[PromptRequest]:
     ]
 
 
-def stand_ins(store: ObjectStore, manifest: Manifest, shard: str) -> list[PromptRequest]:
+def stand_ins(
+    store: ObjectStore, manifest: Manifest, shard: str, reads: bool = True
+) -> list[PromptRequest]:
     """The prompts of an input that is gone or must not be read: their indexes are all that is
     known.
 
     The nearest shards that are left say where the gap begins and ends; those of a gap share out its
-    indexes, each of them once.
+    indexes, each of them once. Where not even those may be read (not `reads`), all shards count as
+    gone.
     """
     folder = keys.input_prefix(manifest.job_id, manifest.submission)
-    left = set(store.children(folder))
+    left = set(store.children(folder)) if reads else set()
     there = [name for name in manifest.shard_names() if f"{name}.jsonl" in left]
     before = max((name for name in there if name < shard), default=None)
     after = min((name for name in there if name > shard), default=None)

@@ -72,6 +72,7 @@ class Journal:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             fresh.rename(self._path.with_suffix(LOCK))  # found with its lock taken, or not at all
         except OSError as e:
+            self._release()
             self._complain(e)
 
     def holding(self, claim: Claim) -> AbstractContextManager[None]:
@@ -100,9 +101,12 @@ class Journal:
             self._path.unlink(missing_ok=True)
             self._path.with_suffix(FRESH).unlink(missing_ok=True)
             self._path.with_suffix(LOCK).unlink(missing_ok=True)
-            if self._file >= 0:
-                os.close(self._file)
-                self._file = -1
+            self._release()
+
+    def _release(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
 
     @contextmanager
     def _listed(self, claims: set[Claim], claim: Claim) -> Iterator[None]:
@@ -117,7 +121,10 @@ class Journal:
                 self._write()
 
     def _write(self) -> None:
-        """The lock is held. Never raises: the engine's step is no place for it."""
+        """The lock is held. Never raises: the engine's step is no place for it. Without its lock
+        file nobody would find the record, or remove it."""
+        if self._file < 0:
+            return
         fresh = self._path.with_suffix(FRESH)
         try:
             fresh.write_text(json.dumps(self._record()))

@@ -1,10 +1,10 @@
 """Keeps the leases of this process alive while its engine makes progress.
 
-One thread beats every third of the lease: it renews all claims in hand and the worker's own
-heartbeat. When the engine or the encoder is stuck (a hung device call cannot be cancelled), the
-process is ended, so that its supervisor starts a fresh one and others take its shards over. When
-Redis is out of reach it tries on, and a lease that was taken meanwhile is found lost at the next
-beat.
+One thread beats every third of the lease, or sooner, so that nobody takes the worker for gone: it
+renews all claims in hand and the worker's own heartbeat. When the engine or the encoder is stuck (a
+hung device call cannot be cancelled), the process is ended, so that its supervisor starts a fresh
+one and others take its shards over. When Redis is out of reach it tries on, and a lease that was
+taken meanwhile is found lost at the next beat.
 """
 
 import logging
@@ -14,6 +14,7 @@ from contextlib import contextmanager
 
 from redis import RedisError
 
+from ramole_core import messages
 from worker.ledger import Claim, Ledger
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ class LeaseKeeper:
         on_stuck: Callable[[], None],
     ) -> None:
         self._ledger = ledger
-        self._interval = lease_seconds / 3
+        self._interval = min(lease_seconds, messages.ALIVE_SECONDS) / 3
         self._is_alive = is_alive
         self._on_stuck = on_stuck
         self._claims: set[Claim] = set()
@@ -79,7 +80,7 @@ class LeaseKeeper:
             return
         with self._beating:
             with self._lock:
-                claims = list(self._claims)
+                claims = list(self._claims - self._lost)  # what is lost is not taken back
             lost = self._ledger.renew(claims)
             with self._lock:
                 self._lost.update(lost)

@@ -40,7 +40,8 @@ end
 -- The attempts of a shard that count, as its notes in the store: number -> token of the claim;
 -- the token is empty where the number comes from a note
 local function attempts_of(job, shard)
-  return cjson.decode(redis.call('HGET', job_key(job, 'attempts'), shard) or '{}')
+  local attempts = cjson.decode(redis.call('HGET', job_key(job, 'attempts'), shard) or '{}')
+  return type(attempts) == 'table' and attempts or {}
 end
 
 local function keep_attempts(job, shard, attempts)
@@ -207,7 +208,7 @@ if operation == 'overdue' then
   local waiting = { high = {}, normal = {}, low = {} }
   for _, m in ipairs(redis.call('ZRANGE', dispatched, 0, -1)) do
     local priority = redis.call('HGET', job_key(string.match(m, '^(.*)/'), 'job'), 'priority')
-    table.insert(waiting[priority or 'normal'], m)
+    table.insert(waiting[priority] or waiting.normal, m)
   end
   for i, priority in ipairs({ 'high', 'normal', 'low' }) do
     for place = 1, #waiting[priority] - tonumber(ARGV[3 + i]) do

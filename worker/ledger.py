@@ -229,6 +229,11 @@ class Ledger:
         self._redis.expire(key, TRIES_TTL_SECONDS)
         return tries
 
+    def extend_lock(self, name: str, seconds: float) -> None:
+        """Gives a lock that this worker took so much time from now on."""
+        if self._redis.get(name) == self._worker:
+            self._redis.pexpire(name, int(seconds * 1000))
+
     def unlock(self, name: str) -> None:
         """Frees a lock that this worker took (one that ran out may be another's by now)."""
         if self._redis.get(name) == self._worker:

@@ -27,6 +27,7 @@ from ramole_core.errors import (
     NotFoundError,
     PromptError,
     RamoleError,
+    StoreUnavailableError,
     TooLargeError,
     UnavailableError,
 )
@@ -103,9 +104,12 @@ class ShardRunner:
         with self._journal.holding(claim):
             try:
                 job_done = self._run(claim)
-            except (UnavailableError, RedisError):
+            except (UnavailableError, RedisError) as e:
                 with suppress(RedisError):  # an outage is nobody's attempt; it is sent again
                     self._ledger.pardon(claim)
+                if not isinstance(e, StoreUnavailableError):
+                    with suppress(UnavailableError):
+                        self._store.delete(_note_key(claim))
                 raise
         self._on_done(claim.ref, job_done)
 
@@ -121,7 +125,7 @@ class ShardRunner:
             raise
         except ShardAbandonedError as e:
             if e.is_drain:
-                self._store.delete(keys.attempt(ref.job_id, ref.shard, claim.attempt))
+                self._store.delete(_note_key(claim))
                 self._ledger.release(claim)
             raise
         except Exception as e:
@@ -240,8 +244,7 @@ class ShardRunner:
             "at": utc_now().isoformat(),
             "error": error,
         }
-        key = keys.attempt(claim.ref.job_id, claim.ref.shard, claim.attempt)
-        self._store.put(key, to_json(note))
+        self._store.put(_note_key(claim), to_json(note))
 
     def _given_up(self, job: JobFiles, claim: Claim) -> list[PromptResult]:
         """An error for every prompt, with the reason of the last attempt."""
@@ -259,10 +262,12 @@ class ShardRunner:
         manifest = job.find_manifest()
         if manifest is None:
             return []
-        if claim.count <= self._max_attempts + 1:  # else it may die of reading them
+        deaths = claim.count - self._max_attempts - 1  # of those that were to give it up
+        if deaths < 1:
             with suppress(NotFoundError):
                 return self._load(manifest, claim)
-        return stand_ins(self._store, manifest, claim.ref.shard)
+        with self._journal.preparing(claim), self._quiet:
+            return stand_ins(self._store, manifest, claim.ref.shard, reads=deaths < 2)
 
     def _write(self, ref: ShardRef, results: list[PromptResult]) -> None:
         key = keys.output_shard(ref.job_id, ref.shard)
@@ -279,6 +284,10 @@ class ShardRunner:
         num_ok, num_failed = JobFiles(self._store, ref.job_id).count(ref.shard)
         logger.info("shard done: %d answered, %d failed", num_ok, num_failed)
         return self._ledger.finish(ref, num_ok, num_failed)
+
+
+def _note_key(claim: Claim) -> str:
+    return keys.attempt(claim.ref.job_id, claim.ref.shard, claim.attempt)
 
 
 def _lines(results: list[PromptResult]) -> bytes:

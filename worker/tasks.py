@@ -111,9 +111,8 @@ def _renewed(ledger: Ledger, lock: str) -> Iterator[None]:
 
     def renew() -> None:
         while not ended.wait(UPLOAD_LOCK_SECONDS / 3):
-            with suppress(RedisError):  # who is faster in between looks at the upload too: no harm
-                ledger.unlock(lock)
-                ledger.try_lock(lock, UPLOAD_LOCK_SECONDS)
+            with suppress(RedisError):
+                ledger.extend_lock(lock, UPLOAD_LOCK_SECONDS)
 
     thread = threading.Thread(target=renew, name="upload-lock", daemon=True)
     thread.start()

@@ -164,6 +164,8 @@ class Engine:
         self._drop_unwanted()
         chosen = self._chosen()
         self._running += chosen  # at once: whatever goes wrong, they are in a list
+        if chosen and chosen[0].request.alone:
+            self._end_loads(chosen)
         self._watchers.show(self._running)
         if chosen:
             self._guarded(lambda: self._enter(chosen))
@@ -205,6 +207,13 @@ class Engine:
         self._admission.look_ahead(window)
         with self._wake:
             return self._scheduler.admit(self._clock(), self._running, self._admission.ready)
+
+    def _end_loads(self, chosen: Many[Sequence]) -> None:
+        """What is read beside a prompt that is to be alone would be blamed on it."""
+        self._admission.look_ahead(chosen)  # withdraws what has not begun
+        while self.bank.is_loading:
+            self.bank.wait_for_load(LOAD_TICK_SECONDS)
+            self._tick()
 
     def _enter(self, chosen: Many[Sequence]) -> None:
         """They get their adapters and a slot."""

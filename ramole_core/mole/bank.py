@@ -207,6 +207,11 @@ class AdapterBank:
         self._routers.free_unused()
         self._residents = {ref: r for ref, r in self._residents.items() if ref in self._pins}
 
+    @property
+    def is_loading(self) -> bool:
+        """True while something is read, or waits for that."""
+        return bool(self._loading)
+
     # Within
 
     def _fetch(self, ref: AdapterRef) -> None:

@@ -135,6 +135,31 @@ def test_one_that_wants_to_be_alone_waits_for_its_adapters_and_stops_nobody():
     assert [f.result(0) for f in others] == [one(request) for request in OTHERS]
 
 
+def test_nothing_is_read_beside_one_that_is_alone():
+    """Should that kill the process, it would be blamed on the one."""
+    shown = []
+    watchers = {"on_running": lambda tags: shown.append(set(tags))}
+    engine = tiny_engine(loads_at_once=False, watchers=watchers)
+    store = Store(engine)
+    answers(engine, [ask("x", 2, max_new_tokens=1)])  # is here from now on
+    store.held = {REFS[0]}
+    other = engine.submit(replace(SLOW, tag="other"))
+    engine.step()
+    assert store.entered.wait(60)
+    shown.clear()
+    suspect = engine.submit(ask("s", 2, max_new_tokens=2, tag="suspect", alone=True))
+    waits, wait_for_load = threading.Event(), engine.bank.wait_for_load
+    engine.bank.wait_for_load = lambda seconds: waits.set() or wait_for_load(seconds)
+    thread = threading.Thread(target=engine.step)
+    thread.start()
+    assert waits.wait(20) and not shown
+    store.let_go.set()
+    thread.join(60)
+    assert shown == [{"suspect"}]
+    drain(engine)
+    assert suspect.result(0) and other.result(0) == one(SLOW)
+
+
 def test_one_that_wants_to_be_alone_gets_room_for_its_adapters():
     """Others fill the bank, again and again."""
     engine = tiny_engine(batch_size=2, bank_size=2, loads_at_once=False)

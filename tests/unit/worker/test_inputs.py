@@ -1,6 +1,7 @@
 """A shard whose input is damaged, gone or deadly to read: every prompt has its one record."""
 
 import itertools
+import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from ramole_core.jobs import Finished, PromptRequest
 from ramole_core.store.base import get_json, to_json
 from ramole_core.store.directory import DirectoryStore
 from tests.unit.worker.world import make_world, prompts, put_job, start
+from worker import inputs as inputs_module
 from worker import shards as shards_module
 from worker.inputs import parse
 from worker.ledger import Claim, ShardRef
@@ -83,3 +85,25 @@ def test_an_input_that_ends_who_reads_it_is_read_no_more(
     world.runner.run(Claim(ShardRef("j", "00000"), 5, "w1:5", exhausted=True, count=5))
     found = world.results("j")
     assert [r.index for r in found] == [0, 1] and all(r.error for r in found)
+
+
+def test_nor_are_its_neighbours_where_they_end_who_reads_them(
+    tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world(tmp_path, redis_url)
+    put_job(world.store, "j", prompts(*"abcd"), shard_size=2)
+    seen: list[object] = []
+
+    def deadly(*_: object) -> None:
+        seen.append((world.quiet.locked(), len(json.loads(world.journal.read_text())["preparing"])))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shards_module, "parse", deadly)
+    monkeypatch.setattr(inputs_module, "parse", deadly)
+    for count in (4, 5):
+        claim = Claim(ShardRef("j", "00001"), count, f"w1:{count}", exhausted=True, count=count)
+        with pytest.raises(KeyboardInterrupt):
+            world.runner.run(claim)
+    world.runner.run(Claim(ShardRef("j", "00001"), 6, "w1:6", exhausted=True, count=6))
+    assert [r.index for r in world.results("j", "00001")] == [2, 3]
+    assert seen == [(True, 1), (True, 1)], "a death is charged to this shard alone"

@@ -276,3 +276,17 @@ def test_a_shard_that_the_job_does_not_have_ends_nothing(world: World) -> None:
     assert not world.store.exists(keys.finished("j"))
     world.run_next()
     assert world.store.exists(keys.finished("j"))
+
+
+def test_a_claim_that_is_lost_takes_nothing_back(world: World, redis_url: str) -> None:
+    start(world, "a")
+    claim = world.ledger.claim(ShardRef("j", "00000"), 3)
+    assert isinstance(claim, Claim)
+    redis = Redis.from_url(redis_url)
+    with world.leases.holding(claim):
+        redis.hset("ramole:owners", claim.ref.member, "w2:1")
+        world.leases.beat()
+        assert world.leases.is_lost(claim)
+        redis.hdel("ramole:owners", claim.ref.member)  # the other has let it go
+        world.leases.beat()
+        assert redis.hget("ramole:owners", claim.ref.member) is None
