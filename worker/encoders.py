@@ -25,6 +25,7 @@ from ramole_core.retrieval.retriever import Query, Retriever
 from ramole_core.retrieval.vectors import VectorShelf
 from ramole_core.store import ObjectStore
 from worker.encoding import EncoderService, OnBatch
+from worker.quiet import Quiet
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ class Encoders:
         load: Callable[[str], Encoder],
         first: Encoder,
         draining: threading.Event,
-        quiet: "threading.Lock | None" = None,
+        quiet: Quiet | None = None,
         on_batch: OnBatch = lambda version, claims: None,
         max_loaded: int = MAX_LOADED,
         now: Callable[[], float] = time.monotonic,
@@ -81,7 +82,7 @@ class Encoders:
         self._activations = activations
         self._load = load
         self._draining = draining
-        self._quiet, self._on_batch = quiet or threading.Lock(), on_batch  # see EncoderService
+        self._quiet, self._on_batch = quiet or Quiet(), on_batch  # see EncoderService
         self._max_loaded = max_loaded
         self._now = now
         self._loading = threading.Lock()  # held while one is loaded: nobody loads it twice

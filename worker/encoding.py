@@ -20,9 +20,9 @@ import numpy as np
 from ramole_core.errors import PromptError, UnavailableError
 from ramole_core.retrieval.encoder import BATCH_SIZE, Encoder, Vectors
 from worker.ledger import Claim
+from worker.quiet import Quiet
 
 MAX_TEXTS: Final = 256
-QUIET_SECONDS: Final = 1.0  # between two signs of life while another thread wants quiet
 
 OnBatch = Callable[[str, frozenset[Claim]], None]  # encoder version, whose texts; none: the end
 _OWNER: ContextVar[Claim | None] = ContextVar("owner", default=None)
@@ -48,17 +48,17 @@ class _Call:
 
 
 class EncoderService:
-    """Thread-safe `encode` over one Encoder. Nothing is embedded while `quiet` is held; `on_batch`
-    is told before a batch whose texts it has."""
+    """Thread-safe `encode` over one Encoder. Nothing is embedded while a prompt runs alone;
+    `on_batch` is told before a batch whose texts it has."""
 
     def __init__(
         self,
         encoder: Encoder,
-        quiet: "threading.Lock | None" = None,
+        quiet: Quiet | None = None,
         on_batch: OnBatch = lambda version, claims: None,
     ) -> None:
         self._encoder = encoder
-        self._quiet = quiet or threading.Lock()
+        self._quiet = quiet or Quiet()
         self._on_batch = on_batch
         self._queue: queue.Queue[_Call | None] = queue.Queue()
         self._lock = threading.Lock()  # nothing is queued behind the end
@@ -134,20 +134,14 @@ class EncoderService:
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         for start in range(0, len(order), BATCH_SIZE):
             rows = order[start : start + BATCH_SIZE]
-            with self._turn():
+            with self._quiet.preparing(self._show_life):
                 vectors[rows] = self._encoder.encode([texts[i] for i in rows])
             self.progress_at = time.monotonic()
         return vectors
 
-    @contextmanager
-    def _turn(self) -> Iterator[None]:
-        """Waits while `quiet` is held, which is no standstill."""
-        while not self._quiet.acquire(timeout=QUIET_SECONDS):
-            self.progress_at = time.monotonic()
-        try:
-            yield
-        finally:
-            self._quiet.release()
+    def _show_life(self) -> None:
+        """To wait for a prompt that runs alone is no standstill."""
+        self.progress_at = time.monotonic()
 
     def _fail_waiting(self) -> None:
         while not self._queue.empty():

@@ -35,6 +35,7 @@ from worker.journal import Journal
 from worker.leases import LeaseKeeper
 from worker.ledger import Ledger, ShardRef
 from worker.lifecycle import JobDesk
+from worker.quiet import Quiet
 from worker.routers import StoredRouters
 from worker.shards import ShardRunner
 from worker.uploads import UploadDesk
@@ -119,7 +120,7 @@ def open_services(settings: Settings, send: Callable[..., Any]) -> Services:
     journal = Journal(journals, name)
     coroner = Coroner(journals, store, ledger.pardon)
     guarded(coroner.look)  # while the model is loaded, others would take what killed this one
-    cache, quiet = AdapterCache(store, settings.home / "cache" / "adapters"), threading.Lock()
+    cache, quiet = AdapterCache(store, settings.home / "cache" / "adapters"), Quiet()
     engine = build_engine(
         settings, cache, StoredRouters(store), on_running=journal.running, quiet=quiet
     )
@@ -181,7 +182,7 @@ def _open_encoders(
     registry: Registry,
     settings: Settings,
     draining: threading.Event,
-    quiet: threading.Lock,
+    quiet: Quiet,
     journal: Journal,
 ) -> Encoders:
     source, activations = EncoderSource(store, settings), Activations(store)

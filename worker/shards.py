@@ -43,6 +43,7 @@ from worker.inputs import parse, stand_ins
 from worker.journal import Journal, PromptRef
 from worker.leases import LeaseKeeper
 from worker.ledger import Claim, Ledger, ShardRef
+from worker.quiet import Quiet
 from worker.results import failure, has_failed, outage, result_of, submitted
 from worker.routing import Routed, route
 
@@ -77,7 +78,7 @@ class ShardRunner:
         draining: threading.Event,
         on_done: Callable[[ShardRef, bool], None],
         journal: Journal,
-        quiet: threading.Lock,
+        quiet: Quiet,
         settings: Settings,
     ) -> None:
         self._store = store
@@ -89,7 +90,7 @@ class ShardRunner:
         self._draining = draining
         self._on_done = on_done
         self._journal = journal
-        self._quiet = quiet  # held by an engine that runs a prompt alone
+        self._quiet = quiet
         self._shard_seconds = settings.shard_seconds
         self._max_attempts = settings.max_attempts
         self._max_alone = max(1, settings.max_attempts - 1)
@@ -152,7 +153,7 @@ class ShardRunner:
         key = keys.input_shard(claim.ref.job_id, manifest.submission, claim.ref.shard)
         with self._journal.preparing(claim):
             data = self._store.get(key)
-            with self._quiet:
+            with self._quiet.preparing():
                 return parse(data, manifest, claim.ref.shard)
 
     def _generate(
@@ -180,7 +181,7 @@ class ShardRunner:
         with self._journal.preparing(claim):
             for i in sorted(range(len(routed)), key=suspect.__getitem__):
                 # A suspect was tokenised before, and nobody died of that.
-                with nullcontext() if suspect[i] else self._quiet:
+                with nullcontext() if suspect[i] else self._quiet.preparing():
                     futures[i] = self._submitted(claim, routed[i], charges)
         return [futures[i] for i in range(len(routed))]
 
@@ -266,7 +267,7 @@ class ShardRunner:
         if deaths < 1:
             with suppress(NotFoundError):
                 return self._load(manifest, claim)
-        with self._journal.preparing(claim), self._quiet:
+        with self._journal.preparing(claim), self._quiet.preparing():
             return stand_ins(self._store, manifest, claim.ref.shard, reads=deaths < 2)
 
     def _write(self, ref: ShardRef, results: list[PromptResult]) -> None:

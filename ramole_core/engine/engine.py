@@ -38,7 +38,7 @@ from ramole_core.engine.scheduler import Scheduler
 from ramole_core.engine.sequence import Sequence
 from ramole_core.engine.slots import Slots
 from ramole_core.engine.stopping import StopRule
-from ramole_core.engine.watchers import Watchers
+from ramole_core.engine.watchers import Quiet, Watchers
 from ramole_core.errors import PromptError, RamoleError, UnavailableError
 from ramole_core.mole.attach import MoleModel
 from ramole_core.mole.bank import AdapterBank
@@ -75,7 +75,7 @@ class Engine:
         settings: Settings,
         clock: Callable[[], float] = time.monotonic,
         on_running: Callable[[frozenset[Hashable]], None] = lambda tags: None,
-        quiet: "threading.Lock | None" = None,
+        quiet: Quiet | None = None,
     ) -> None:
         self.base = base
         self.bank = bank

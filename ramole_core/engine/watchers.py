@@ -4,19 +4,29 @@ Quiet begins before the prompt that wants it is shown, and ends after others are
 what seems to run alone never has company. For the thread that steps.
 """
 
-import threading
 from collections.abc import Callable, Hashable, Iterable
+from typing import Protocol
 
 from ramole_core.engine.sequence import Sequence
+
+
+class Quiet(Protocol):
+    """A lock: while it is held nothing happens that could be blamed on a prompt."""
+
+    def acquire(self) -> bool:
+        """Waits until it is quiet."""
+        ...
+
+    def release(self) -> None:
+        """The others go on."""
+        ...
 
 
 class Watchers:
     """`on_running` is told the tags of those whose work is about to begin, whenever they change; it
     must not raise. `quiet` is held while a prompt runs that wants to be alone."""
 
-    def __init__(
-        self, on_running: Callable[[frozenset[Hashable]], None], quiet: threading.Lock
-    ) -> None:
+    def __init__(self, on_running: Callable[[frozenset[Hashable]], None], quiet: Quiet) -> None:
         self._on_running = on_running
         self._quiet = quiet
         self._is_quiet = False  # held from here

@@ -31,6 +31,7 @@ from worker.deaths import Coroner
 from worker.encoding import EncoderService, _Call, embedding_for
 from worker.housekeeping import Housekeeper
 from worker.ledger import Claim, ShardRef
+from worker.quiet import Quiet
 from worker.requests import answer
 from worker.services import _make_progress
 
@@ -376,7 +377,7 @@ def test_whose_texts_are_embedded_is_known_before_and_over_after() -> None:
 
 
 def test_nothing_is_embedded_while_somebody_wants_quiet() -> None:
-    encoder, quiet = FakeEncoder(), threading.Lock()
+    encoder, quiet = FakeEncoder(), Quiet()
     service = EncoderService(encoder, quiet)  # type: ignore[arg-type]
     service.start()
     quiet.acquire()

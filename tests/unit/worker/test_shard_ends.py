@@ -77,7 +77,7 @@ def test_a_shard_is_in_the_journal_and_its_process_not_quiet_while_it_is_prepare
 
     def look(what: str) -> None:
         listed = json.loads(world.journal.read_text())["preparing"]
-        seen.append((what, world.quiet.locked(), [row[:3] for row in listed]))
+        seen.append((what, bool(world.quiet.num_preparing), [row[:3] for row in listed]))
 
     def read(*given: Any) -> list[PromptRequest]:
         look("input")

@@ -26,6 +26,7 @@ from worker.journal import RECORD, Journal
 from worker.leases import LeaseKeeper
 from worker.ledger import Ledger, ShardRef
 from worker.lifecycle import JobDesk
+from worker.quiet import Quiet
 from worker.shards import ShardRunner
 
 WIDTH = 16
@@ -116,7 +117,7 @@ class World:
     leases: LeaseKeeper
     draining: threading.Event
     journal: Path
-    quiet: threading.Lock
+    quiet: Quiet
     sent: list[tuple[str, list[str]]] = field(default_factory=list)
 
     def results(self, job_id: str, shard: str = "00000") -> list[PromptResult]:
@@ -141,7 +142,7 @@ def make_world(
     registry = Registry(store)
     engine = FakeEngine()
     leases = LeaseKeeper(ledger, lease_seconds, lambda: True, lambda: None)
-    draining, quiet = threading.Event(), threading.Lock()
+    draining, quiet = threading.Event(), Quiet()
     journal = folder / "journals"
     encoders = changes.get("encoders") or Encoders(
         store,
