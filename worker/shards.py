@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import wait
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 
@@ -176,13 +176,15 @@ class ShardRunner:
         self, claim: Claim, routed: list[Routed], charges: Charges
     ) -> list[GenerationFuture]:
         """The futures, in order. Suspects come last: while one runs, nothing else is prepared."""
-        suspect = [charges.is_suspect(item.prompt.index) for item in routed]
+        suspects = [i for i, item in enumerate(routed) if charges.is_suspect(item.prompt.index)]
+        others = sorted({*range(len(routed))} - {*suspects})
         futures = {}
         with self._journal.preparing(claim):
-            for i in sorted(range(len(routed)), key=suspect.__getitem__):
-                # A suspect was tokenised before, and nobody died of that.
-                with nullcontext() if suspect[i] else self._quiet.preparing():
+            with self._quiet.preparing():
+                for i in others:
                     futures[i] = self._submitted(claim, routed[i], charges)
+            for i in suspects:  # tokenised before, and nobody died of that
+                futures[i] = self._submitted(claim, routed[i], charges)
         return [futures[i] for i in range(len(routed))]
 
     def _submitted(self, claim: Claim, item: Routed, charges: Charges) -> GenerationFuture:
