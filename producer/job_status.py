@@ -92,7 +92,7 @@ class StatusReader:
             done |= self._from_outputs(job, self._forgotten_by_redis(job, done.keys()))
         parts = [counts for shard, counts in running.items() if shard not in done]
         totals = _sum([*done.values(), *parts])
-        begun = bool(progress) or bool(done) or job.begun()
+        begun = bool(progress or done or job.attempts())
         state = JobState.RUNNING if begun else JobState.QUEUED
         workers = None if progress is None else len(self._broker.live_workers())
         return _status(manifest, state, done, totals=totals, workers=workers)

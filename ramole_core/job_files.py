@@ -79,7 +79,7 @@ class JobFiles:
 
     def begun(self) -> bool:
         """True when a worker has taken up the job."""
-        return bool(self.attempts() or self.finished_shards())
+        return bool(self.finished_shards() or self.attempts())
 
     def attempts(self) -> dict[str, list[int]]:
         """The numbers of the attempts of each shard that was begun, as far as the store knows."""
